@@ -1,0 +1,360 @@
+"""The one typed configuration: a YAML file plus ``key=value`` overrides.
+
+``load`` returns a validated, frozen :class:`Config`; every field's default is what the demo uses. Durations are written
+``90d``, ``12h``, ``30m`` or ``45s`` and held as integers of microseconds.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+import zoneinfo
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from pipeline.errors import ConfigError, did_you_mean
+
+SECOND = 1_000_000
+UNITS = {"s": SECOND, "m": 60 * SECOND, "h": 3600 * SECOND, "d": 86_400 * SECOND, "w": 7 * 86_400 * SECOND}
+
+# Event kinds with a meaning of their own; any other kind is counted and windowed under its own name.
+KINDS = (
+    "send",
+    "open",
+    "click",
+    "delete",
+    "complaint",
+    "unsubscribe",
+    "subscribe",
+    "soft_bounce",
+    "hard_bounce",
+)
+
+
+def parse_duration(text: object) -> int:
+    """``"7d"`` -> microseconds, int. Raises ValueError for anything that is not a positive number and a unit."""
+    if isinstance(text, int) and not isinstance(text, bool) and text > 0:
+        return text
+    match = re.fullmatch(r"\s*(\d+)\s*([smhdw])\s*", str(text))
+    if not match or int(match[1]) == 0:
+        raise ValueError(f"{text!r} is not a duration: write a positive number and s, m, h, d or w, as in '7d'")
+    return int(match[1]) * UNITS[match[2]]
+
+
+def format_duration(us: int) -> str:
+    """Microseconds -> the shortest exact ``"7d"``-like text."""
+    for unit in ("d", "h", "m", "s"):
+        if us % UNITS[unit] == 0:
+            return f"{us // UNITS[unit]}{unit}"
+    return f"{us}us"
+
+
+def _timezone(name: str) -> str:
+    try:
+        zoneinfo.ZoneInfo(name)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        near = did_you_mean(name, zoneinfo.available_timezones())
+        raise ValueError(f"{name!r} is not a time zone of the IANA database; {near}") from None
+    return name
+
+
+def _names(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+Duration = Annotated[int, BeforeValidator(parse_duration), PlainSerializer(format_duration)]
+TimeZone = Annotated[str, AfterValidator(_timezone)]
+Names = Annotated[list[str], BeforeValidator(_names), Field(min_length=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, and refusing options it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class Columns(Section):
+    """The source's own name of each canonical column. Only subscriber, ts and event are required."""
+
+    subscriber: str
+    ts: str
+    event: str
+    client: str | None = None
+    event_id: str | None = None
+    campaign: str | None = None
+    provider: str | None = None
+    value: str | None = None
+    ingested_at: str | None = None  # when the collector received the row; the time of ingest where absent
+
+
+class Source(Section):
+    """Where the raw event files are, and what their columns and kinds are called."""
+
+    path: str
+    columns: Columns
+    client: str = "default"  # the tenant, where no column names it
+    time_unit: Literal["s", "ms", "us", "ns"] | None = None  # of numeric times
+    value_unit: Literal["micro", "unit"] = "unit"  # `value` 1.25 means 1,250,000 micro-units, or is already in them
+    kinds: dict[str, Names] = {}  # canonical kind -> the source's names of it, e.g. {unsubscribe: [unsub, opt_out]}
+    known: list[str] | None = None  # kinds to accept, after mapping; None accepts every kind
+    carry: list[str] = []  # further source columns to keep
+
+
+class Simulate(Section):
+    """The demo log, simulated when no source is configured (see pipeline/events/simulate.py for the model)."""
+
+    events: Annotated[int, Field(ge=1000)] = 2_000_000
+    clients: Annotated[int, Field(ge=1)] = 2
+    days: Annotated[int, Field(ge=1)] = 180
+    start: dt.date = dt.date(2026, 5, 1)
+    seed: int = 1
+    ids: Literal["string", "integer"] = "string"
+    dirt: dict[str, float] = {}  # kind of dirt -> rate, over the module's defaults; 0 switches one off
+
+
+class At(Section):
+    """The decision points: at every event of a kind, or a regular snapshot of each active subscriber."""
+
+    event: str | None = None
+    every: Duration | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> At:
+        if (self.event is None) == (self.every is None):
+            raise ValueError("give exactly one of 'event' (decide at each event of that kind) and 'every' (e.g. 7d)")
+        return self
+
+
+class Outcome(Section):
+    """What happens within a horizon after a decision point: an event (0/1), or a sum of an integer column."""
+
+    events: Annotated[list[str], BeforeValidator(_names)] = []
+    sum: Literal["value"] | None = None
+    of: Annotated[list[str], BeforeValidator(_names)] = []
+    within: Duration
+    match: Literal["campaign"] | None = None
+
+    @model_validator(mode="after")
+    def _kinds(self) -> Outcome:
+        if bool(self.events) == bool(self.sum and self.of):
+            raise ValueError("give either 'events: [kind, ...]', or 'sum: value' with 'of: [kind, ...]'")
+        return self
+
+    @property
+    def kinds(self) -> list[str]:
+        return self.events or self.of
+
+
+class Split(Section):
+    """Train, validation and hold-out by time, with a gap of the longest horizon between them."""
+
+    validation: Duration = 14 * UNITS["d"]
+    holdout: Duration = 21 * UNITS["d"]
+    subscribers: Share = 0.0  # this hashed share of subscribers is in the hold-out alone
+
+
+class Quality(Section):
+    """What the validation rules tolerate. A rule's action: reject, flag, warn or fail."""
+
+    actions: dict[str, Literal["reject", "flag", "warn", "fail", "off"]] = {}  # rule -> action, over the defaults
+    fail_above: Share = 0.2  # fail the run when more than this share of a batch's rows is rejected
+    earliest: dt.date = dt.date(2000, 1, 1)
+    future: Duration = 1 * UNITS["d"]  # a time further ahead of its arrival than this is impossible
+    late: Duration = 2 * UNITS["d"]
+    scanner_within: Duration = 2 * SECOND
+    anomaly: Annotated[float, Field(gt=1)] = 4.0  # a day this many times its provider's median is flagged
+    keep_examples: int = 5
+
+
+class Model(Section):
+    """The network and how it is trained."""
+
+    hidden: list[Annotated[int, Field(ge=1)]] = [64, 32]
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    batch_size: Annotated[int, Field(ge=1)] = 4096
+    epochs: Annotated[int, Field(ge=1)] = 20
+    patience: Annotated[int, Field(ge=0)] = 3
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    seed: int = 1
+    downsample: Annotated[float, Field(gt=0, le=1)] = 1.0  # share kept of train rows that are negative on every head
+    minimum_positives: Annotated[int, Field(ge=0)] = 50  # fewer than this in train: no model for that head
+
+
+class Decide(Section):
+    """The rule from probabilities to a list. A held send costs its expected reward and saves its expected cost."""
+
+    hold_when: str | None = "unsubscribe"
+    cost: Annotated[float, Field(ge=0)] = 20.0  # of one hold_when outcome, in units of reward
+    reward: dict[str, float] = {"click": 1.0}
+    explore: Share = 0.02  # this share of held subscribers is sent to all the same, so that the model keeps learning
+    minimum_events: Annotated[int, Field(ge=0)] = 3  # fewer events of history than this: unscored
+    waves: Annotated[int, Field(ge=1)] = 4
+    plan: str | None = None  # Parquet or CSV of planned sends (client, subscriber, campaign, at)
+    suppressed: str | None = None  # Parquet or CSV of subscribers (client, subscriber) never to send to
+    budgets: list[Share] = [0.005, 0.01, 0.02, 0.05]  # shares held back at which TPR and FNR are reported
+
+
+class Client(Section):
+    """What differs for one client."""
+
+    timezone: TimeZone | None = None
+
+
+class Config(Section):
+    """Everything a run depends on."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "demo"
+    runs: str = "runs"
+    store: str | None = None  # any URI; runs/<name>/store where absent
+    source: Source | None = None  # absent: the simulated demo log
+    simulate: Simulate = Simulate()
+    timezone: TimeZone = "UTC"
+    clients: dict[str, Client] = {}
+    deduplicate: bool = True
+    batch_rows: Annotated[int, Field(ge=1000)] = 10_000_000
+    quality: Quality = Quality()
+    at: At = At(event="send")
+    windows: Annotated[list[Duration], Field(min_length=1)] = ["1d", "7d", "30d", "90d"]  # type: ignore[assignment]
+    outcomes: Annotated[dict[str, Outcome], Field(min_length=1)] = {
+        "unsubscribe": Outcome(events=["unsubscribe", "complaint"], within="7d", match="campaign"),  # type: ignore[arg-type]
+        "click": Outcome(events=["click"], within="3d", match="campaign"),  # type: ignore[arg-type]
+        "open": Outcome(events=["open"], within="3d", match="campaign"),  # type: ignore[arg-type]
+    }
+    lateness: Duration = 2 * UNITS["d"]
+    split: Split = Split()
+    model: Model = Model()
+    decide: Decide = Decide()
+    as_of: dt.datetime | None = None  # UTC where naive; default: the end of the last full day of accepted events
+    as_known_at: dt.datetime | None = None
+    backend: Literal["auto", "cpu", "gpu"] = "auto"
+    cluster: str = "auto"  # auto | threads | local | gpu | scheduler address
+    partitions: Annotated[int, Field(ge=1)] | None = None
+
+    @field_validator("windows")
+    @classmethod
+    def _ascending(cls, windows: list[int]) -> list[int]:
+        if sorted(set(windows)) != windows:
+            raise ValueError("windows must be ascending, without repeats")
+        return windows
+
+    @field_validator("as_of", "as_known_at")
+    @classmethod
+    def _utc(cls, value: dt.datetime | None) -> dt.datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=dt.UTC) if value.tzinfo is None else value.astimezone(dt.UTC)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        decide = self.decide
+        for name in [n for n in (decide.hold_when, *decide.reward) if n]:
+            if name not in self.outcomes:
+                raise ValueError(f"decide names the outcome {name!r}: {did_you_mean(name, self.outcomes)}")
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.runs) / self.name
+
+    @property
+    def store_uri(self) -> str:
+        return self.store or str(self.run_dir / "store")
+
+    @property
+    def horizon(self) -> int:
+        """The longest outcome horizon, microseconds."""
+        return max(o.within for o in self.outcomes.values())
+
+    def client_timezone(self, client: str) -> str:
+        settings = self.clients.get(client)
+        return (settings.timezone if settings else None) or self.timezone
+
+    def dump(self) -> str:
+        """The resolved configuration as YAML that ``load`` reads back to an equal one."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _assign(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"{override!r} is not an override: write key=value, as in model.epochs=5")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the value of {override!r} is not YAML: {error}") from None
+    *path, last = key.strip().split(".")
+    for part in path:
+        below = tree.setdefault(part, {})
+        if not isinstance(below, dict):
+            raise ConfigError(f"{override!r}: {part!r} is a single value and has no {last!r} below it")
+        tree = below
+    tree[last] = value
+
+
+def _known_options(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = Config
+    for part in location[:-1]:
+        field = model.model_fields.get(part) if isinstance(part, str) and hasattr(model, "model_fields") else None
+        if field is None:
+            continue
+        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        model = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), model)
+    return list(model.model_fields)
+
+
+def _explain(error: ValidationError, where: str) -> str:
+    lines = []
+    for item in error.errors():
+        name = ".".join(str(p) for p in item["loc"]) or "configuration"
+        if item["type"] == "extra_forbidden":
+            known = _known_options(item["loc"])
+            lines.append(f"{name}: no such option; {did_you_mean(str(item['loc'][-1]), known)}")
+        elif item["type"] == "missing":
+            lines.append(f"{name}: is required and absent")
+        else:
+            found = "" if isinstance(item["input"], dict | BaseModel) else f" (found {item['input']!r})"
+            lines.append(f"{name}: {item['msg'].removeprefix('Value error, ')}{found}")
+    return f"the configuration ({where}) is not usable:\n  " + "\n  ".join(lines)
+
+
+def load(path: str | Path | None = None, overrides: list[str] | None = None) -> Config:
+    """Read, override and validate.
+
+    Args:
+        path: a YAML file, or None for the demo's defaults.
+        overrides: ``dotted.key=value`` texts, the value parsed as YAML, applied in order over the file.
+    Raises:
+        ConfigError: unreadable or malformed file, unknown option, or a value out of its range; names each.
+    """
+    tree: Any = {}
+    if path is not None:
+        try:
+            tree = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except OSError as error:
+            raise ConfigError(f"cannot read the configuration file {str(path)!r}: {error.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"the configuration file {str(path)!r} is not YAML: {error}") from None
+        if not isinstance(tree, dict):
+            raise ConfigError(f"the configuration file {str(path)!r} holds a {type(tree).__name__}, not options")
+        tree.setdefault("name", re.sub(r"[^A-Za-z0-9._-]", "-", Path(path).stem) or "run")
+    for override in overrides or []:
+        _assign(tree, override)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, str(path) if path else "defaults and overrides")) from None
