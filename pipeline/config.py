@@ -229,11 +229,11 @@ class Config(Section):
     batch_rows: Annotated[int, Field(ge=1000)] = 10_000_000
     quality: Quality = Quality()
     at: At = At(event="send")
-    windows: Annotated[list[Duration], Field(min_length=1)] = ["1d", "7d", "30d", "90d"]  # type: ignore[assignment]
+    windows: Annotated[list[Duration], Field(min_length=1)] = [n * UNITS["d"] for n in (1, 7, 30, 90)]
     outcomes: Annotated[dict[str, Outcome], Field(min_length=1)] = {
-        "unsubscribe": Outcome(events=["unsubscribe", "complaint"], within="7d", match="campaign"),  # type: ignore[arg-type]
-        "click": Outcome(events=["click"], within="3d", match="campaign"),  # type: ignore[arg-type]
-        "open": Outcome(events=["open"], within="3d", match="campaign"),  # type: ignore[arg-type]
+        "unsubscribe": Outcome(events=["unsubscribe", "complaint"], within=7 * UNITS["d"], match="campaign"),
+        "click": Outcome(events=["click"], within=3 * UNITS["d"], match="campaign"),
+        "open": Outcome(events=["open"], within=3 * UNITS["d"], match="campaign"),
     }
     lateness: Duration = 2 * UNITS["d"]
     split: Split = Split()
