@@ -46,7 +46,7 @@ def test_aligned_allocation(backend: Backend) -> None:
         assert array.shape == shape
         assert array.flags.c_contiguous
         address = array.data.ptr if backend.on_gpu else array.ctypes.data
-        assert address % 64 == 0
+        assert array.size == 0 or address % 64 == 0
 
 
 def test_backend_follows_the_data(backend: Backend) -> None:
