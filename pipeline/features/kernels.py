@@ -21,6 +21,18 @@ Array = Any  # numpy.ndarray or cupy.ndarray
 PACKED_LIMIT = 1 << 62  # packed keys stay below this; one bit of 63 is left for sums of two
 
 
+def segments(xp: Any, key: Array, ts: Array) -> tuple[Array, Array, bool]:
+    """Segment starts int64[S+1], the segment of each row int64[n], and whether rows ascend by (key, ts).
+
+    Args:
+        key: int64[n], equal keys adjacent; ts: int64[n].
+    """
+    starts = segment_starts(xp, key)
+    same = key[1:] == key[:-1]
+    ordered = bool(xp.all((key[1:] > key[:-1]) | (same & (ts[1:] >= ts[:-1]))))
+    return starts, segment_ids(xp, starts, len(key)), ordered
+
+
 def segment_starts(xp: Any, key: Array) -> Array:
     """First row of each run of equal keys, and the number of rows: int64[S+1].
 
@@ -40,12 +52,6 @@ def segment_ids(xp: Any, starts: Array, n: int) -> Array:
     mark = xp.zeros(n, dtype=xp.int64)
     mark[starts[1:-1]] = 1
     return xp.cumsum(mark)
-
-
-def is_sorted(xp: Any, key: Array, ts: Array) -> bool:
-    """Whether rows ascend by key, and by ts within a key."""
-    same = key[1:] == key[:-1]
-    return bool(xp.all((key[1:] > key[:-1]) | (same & (ts[1:] >= ts[:-1]))))
 
 
 def prefix_count(xp: Any, mask: Array) -> Array:

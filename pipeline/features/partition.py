@@ -62,20 +62,20 @@ class Partition:
 
     def positions(self, seg: Array, at: Array) -> Array:
         """The first row of its segment at or after each point, in any order: int64[q]."""
-        return kernels.lower_bounds(self.xp, self.starts, self.ts, seg, at)
+        return self.backend.kernels.lower_bounds(self.xp, self.starts, self.ts, seg, at)
 
     def window_counts(self, kinds: int, seg: Array, at: Array, windows: list[int], out: Array) -> None:
         """See :func:`kernels.window_counts`; machine events are not counted."""
-        kernels.window_counts(self.xp, self.starts, self.ts, self.human, kinds, seg, at, windows, out)
+        self.backend.kernels.window_counts(self.xp, self.starts, self.ts, self.human, kinds, seg, at, windows, out)
 
     def last_times(self, kinds: int, seg: Array, at: Array) -> Array:
         """See :func:`kernels.last_times`."""
-        return kernels.last_times(self.xp, self.starts, self.ts, self.human, kinds, seg, at, NEVER)
+        return self.backend.kernels.last_times(self.xp, self.starts, self.ts, self.human, kinds, seg, at, NEVER)
 
     def ignored_streak(self, exposure: tuple[str, ...], responses: tuple[str, ...], seg: Array, at: Array) -> Array:
         """See :func:`kernels.ignored_streak`."""
         exposed, responded = self.is_any(self.human, exposure), self.is_any(self.human, responses)
-        return kernels.ignored_streak(self.xp, self.starts, self.ts, exposed, responded, seg, at)
+        return self.backend.kernels.ignored_streak(self.xp, self.starts, self.ts, exposed, responded, seg, at)
 
     def history(self, seg: Array, at: Array) -> Array:
         """The subscriber's events before each point, machine events left out: int64[q]."""
@@ -97,7 +97,8 @@ def partition_arrays(frame: Frame, vocabulary: list[str], backend: Backend, camp
     xp = backend.xp
     key = backend.column(frame.index.to_series() if backend.on_gpu else frame.index)
     ts = backend.column(frame["ts"])
-    if not kernels.is_sorted(xp, key, ts):
+    starts, seg, ordered = backend.kernels.segments(xp, key, ts)
+    if not ordered:
         raise DataError(
             "events are not sorted by (subscriber_key, ts), as features need them: "
             "read them with EventStore.read, or sort them"
@@ -106,8 +107,7 @@ def partition_arrays(frame: Frame, vocabulary: list[str], backend: Backend, camp
     human = kind
     if "machine" in frame.columns:
         human = xp.where(backend.column(frame["machine"]), -1, kind)
-    starts = kernels.segment_starts(xp, key)
-    part = Partition(backend, vocabulary, key, ts, kind, human, starts, kernels.segment_ids(xp, starts, len(key)))
+    part = Partition(backend, vocabulary, key, ts, kind, human, starts, seg)
     if campaign and "campaign" in frame.columns:
         column = frame["campaign"].astype("category")
         categories = column.cat.categories

@@ -77,7 +77,10 @@ def frame_of(events: list[Event], backend: Backend, machine: bool = False) -> An
     }
     if machine:
         columns["machine"] = pa.array([e.machine for e in events], pa.bool_())
-    return backend.from_arrow(pa.table(columns)).set_index("subscriber_key")
+    frame = backend.from_arrow(pa.table(columns))
+    # Not set_index: pandas tries to make a RangeIndex of it, and overflows on two far keys.
+    frame.index = backend.df.Index(backend.column(frame["subscriber_key"]), name="subscriber_key")
+    return frame.drop(columns=["subscriber_key"])
 
 
 def by_key_range(events: list[Event], partitions: int) -> list[list[Event]]:
