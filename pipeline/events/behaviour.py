@@ -39,6 +39,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -279,6 +280,7 @@ def make_client(seed: int, index: int, start: dt.date) -> ClientWorld:
     return ClientWorld(index, name, key, (start - dt.date(1970, 1, 1)).days, cadence, growth, offset, opening, leaving)
 
 
+@functools.lru_cache(maxsize=4096)
 def calendar(client: ClientWorld, day: int) -> Calendar:
     """The client's campaigns on day ``day`` of the history.
 

@@ -89,7 +89,7 @@ class Group:
             order = np.argsort(arrival.astype(np.int16), kind="stable")
             days, starts = np.unique(arrival[order], return_index=True)
             new = new.take(order)
-            for d, low, high in zip(days, starts, [*starts[1:], len(new)], strict=True):
+            for d, low, high in zip(days, starts, np.append(starts, len(new))[1:], strict=True):
                 self.pending.setdefault(int(d), []).append(new.take(slice(int(low), int(high))))
         return in_arrival_order(rows.concat(self.pending.pop(day, [rows.empty()]))), truths
 
@@ -123,10 +123,12 @@ class Group:
 
 def in_arrival_order(arrived: Rows) -> Rows:
     """Rows sorted by (received, event_id)."""
-    order = np.argsort(arrived.received, kind="stable")
+    order = np.argsort(arrived.received)
     received = arrived.received[order]
-    if np.any(received[1:] == received[:-1]):
-        order = np.lexsort((arrived.event_id, arrived.received))
+    same = received[1:] == received[:-1]
+    tied = np.flatnonzero(np.append(same, False) | np.append(False, same))  # rare: cheaper than sorting all by both
+    some = order[tied]
+    order[tied] = some[np.lexsort((arrived.flaw[some], arrived.event_id[some], arrived.received[some]))]
     return arrived.take(order)
 
 

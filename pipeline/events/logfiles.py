@@ -5,6 +5,7 @@ Files are written without Arrow's schema in their metadata, so that a reader see
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from pipeline.events import dirt
 from pipeline.events.behaviour import CAMPAIGNS_A_DAY, PROVIDERS, TOPICS, calendar, campaign_name
 from pipeline.events.history import Group
 from pipeline.events.population import SendTruth, World
-from pipeline.events.rows import KINDS, NO_CAMPAIGN, Rows
+from pipeline.events.rows import KINDS, NO_CAMPAIGN, Rows, concat
 
 TIME = pa.timestamp("us", tz="UTC")
 TRUTH_ROWS = 500_000  # sends kept in memory before they are written
@@ -33,6 +34,8 @@ class GroupWriter:
         self.dirt: dict[str, int] = {}
         self._writers: dict[str, Any] = {}
         self._truths: list[SendTruth] = []
+        self._flawed: list[tuple[int, int, Rows]] = []  # day, index of its flaw, rows
+        self._names = [client.name for client in world.clients]
         self.state_path = out / "truth" / "state" / f"group-{number:04d}.npz"
         self.state_path.parent.mkdir(parents=True, exist_ok=True)
 
@@ -44,7 +47,7 @@ class GroupWriter:
         kind = np.where(unknown >= 0, len(KINDS) + unknown, shown.kind).astype(np.int8)
         table = pa.table(
             {
-                "client": dictionary(shown.client, [c.name for c in self.world.clients]),
+                "client": dictionary(shown.client, self._names),
                 "user_id": self._subscriber(shown.subscriber, no_subscriber),
                 "event_time": pa.array(shown.ts, pa.int64(), mask=no_time).cast(TIME),
                 "event_name": dictionary(kind, [*KINDS, *dirt.UNKNOWN], no_kind),
@@ -93,54 +96,69 @@ class GroupWriter:
         return dt.date(1970, 1, 1) + dt.timedelta(days=self.world.clients[0].start + day)
 
     def _dirt(self, day: int, arrived: Rows) -> None:
+        """Keep what is wrong with the rows that arrived on ``day``: a row for each flaw of each."""
         flawed = arrived.take(np.flatnonzero(arrived.flaw))
-        for kind, bit in dirt.BITS.items():
+        for i, (kind, bit) in enumerate(dirt.BITS.items()):
             some = flawed.take(np.flatnonzero(flawed.flaw & bit))
             self.dirt[kind] = self.dirt.get(kind, 0) + len(some)
-            self._append(
-                "dirt",
-                {
-                    "day": pa.array([self._date(day)] * len(some), pa.date32()),
-                    "client": dictionary(some.client, [c.name for c in self.world.clients]),
-                    "event_id": some.event_id,
-                    "dirt": pa.array([kind] * len(some), pa.string()),
-                    "received_at": pa.array(some.received, pa.int64()).cast(TIME),
-                    "subscriber": self._subscriber(some.subscriber),
-                    "ts": pa.array(some.ts, pa.int64()).cast(TIME),
-                    "event": dictionary(some.kind, KINDS),
-                },
-            )
+            self._flawed.append((day, i, some))
+
+    def _write_dirt(self) -> None:
+        lengths = [len(some) for _, _, some in self._flawed]
+        some = concat([some for _, _, some in self._flawed])
+        days = np.repeat([self.world.clients[0].start + day for day, _, _ in self._flawed], lengths)
+        self._append(
+            "dirt",
+            {
+                "day": pa.array(days.astype(np.int32), pa.int32()).cast(pa.date32()),
+                "client": dictionary(some.client, self._names),
+                "event_id": some.event_id,
+                "dirt": dictionary(np.repeat([kind for _, kind, _ in self._flawed], lengths), list(dirt.BITS)),
+                "received_at": pa.array(some.received, pa.int64()).cast(TIME),
+                "subscriber": self._subscriber(some.subscriber),
+                "ts": pa.array(some.ts, pa.int64()).cast(TIME),
+                "event": dictionary(some.kind, KINDS),
+            },
+        )
+        self._flawed = []
 
     def _flush(self) -> None:
-        for t in self._truths:
-            self._append(
-                "sends",
-                {
-                    "client": dictionary(np.full(len(t.ts), t.client), [c.name for c in self.world.clients]),
-                    "event_id": t.event_id,
-                    "subscriber": self._subscriber(t.subscriber),
-                    "campaign": self._campaign(np.full(len(t.ts), t.client), t.campaign),
-                    "ts": pa.array(t.ts, pa.int64()).cast(TIME),
-                    "p_open": t.p_open.astype(np.float32),
-                    "p_click": t.p_click.astype(np.float32),
-                    "p_complaint": t.p_complaint.astype(np.float32),
-                    "p_unsubscribe": t.p_unsubscribe.astype(np.float32),
-                    "p_unsubscribe_or_complaint": (t.p_unsubscribe + t.p_complaint).astype(np.float32),
-                    "awake": t.awake,
-                    "volume": t.volume.astype(np.int16),
-                    "streak": t.streak.astype(np.int16),
-                    "received": t.received.astype(np.int32),
-                },
-            )
+        if self._flawed:
+            self._write_dirt()
+        if not self._truths:
+            return
+        n = [len(t.ts) for t in self._truths]
+        client = np.repeat([t.client for t in self._truths], n)
+        joined = {
+            f.name: np.concatenate([getattr(t, f.name) for t in self._truths])
+            for f in dataclasses.fields(SendTruth)
+            if f.name != "client"
+        }
         self._truths = []
+        p = {name: column.astype(np.float32) for name, column in joined.items() if name.startswith("p_")}
+        self._append(
+            "sends",
+            {
+                "client": dictionary(client, self._names),
+                "event_id": joined["event_id"],
+                "subscriber": self._subscriber(joined["subscriber"]),
+                "campaign": self._campaign(client, joined["campaign"]),
+                "ts": pa.array(joined["ts"], pa.int64()).cast(TIME),
+                **p,
+                "p_unsubscribe_or_complaint": (joined["p_unsubscribe"] + joined["p_complaint"]).astype(np.float32),
+                "awake": joined["awake"],
+                **{name: joined[name].astype(np.int32) for name in ("volume", "streak", "received")},
+            },
+        )
 
     def _append(self, name: str, columns: dict[str, Any]) -> None:
         table = pa.table(columns)
-        table = table.cast(pa.schema([(f.name, decoded(f.type)) for f in table.schema]))
         if name not in self._writers:
             path = self.out / "truth" / name / f"part-{self.number:04d}.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._writers[name] = pq.ParquetWriter(path, table.schema, store_schema=False)
+            self._writers[name] = pq.ParquetWriter(
+                path, table.schema, store_schema=False, use_dictionary=repetitive(table.schema)
+            )
         self._writers[name].write_table(table)
 
     def _subscriber(self, number: NDArray[np.int64], null: NDArray[np.bool_] | None = None) -> Any:
@@ -150,15 +168,14 @@ class GroupWriter:
         none = campaign == NO_CAMPAIGN
         if self.ids == "integer":
             return pa.array(campaign.astype(np.int64), mask=none)
-        code = np.where(none, -1, campaign.astype(np.int64) * len(self.world.clients) + client)
-        distinct, index = np.unique(code, return_inverse=True)
-        names = [
-            ""
-            if c < 0
-            else campaign_name(self.world.clients[c % len(self.world.clients)], c // len(self.world.clients))
-            for c in distinct.tolist()
-        ]
-        return dictionary(index, names, none)
+        clients = self.world.clients
+        code = np.where(none, 0, campaign * np.int64(len(clients)) + client)
+        present = np.zeros(int(code.max(initial=0)) + 1, bool)
+        present[code] = True
+        index = np.cumsum(present) - 1
+        distinct = np.flatnonzero(present).tolist()
+        names = [campaign_name(clients[c % len(clients)], c // len(clients)) for c in distinct]
+        return dictionary(index[code], names, none)
 
 
 def write_campaigns(world: World, days: int, ids: str, path: Path) -> None:
@@ -183,11 +200,12 @@ def write_campaigns(world: World, days: int, ids: str, path: Path) -> None:
 
 
 def write(table: Any, path: Path) -> None:
-    pq.write_table(table, path, store_schema=False)
+    pq.write_table(table, path, store_schema=False, use_dictionary=repetitive(table.schema))
 
 
-def decoded(kind: Any) -> Any:
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
+def repetitive(schema: Any) -> list[str]:
+    """The columns worth a dictionary; encoding the distinct ones in vain takes as long as all the rest of writing."""
+    return [field.name for field in schema if pa.types.is_dictionary(field.type)]
 
 
 def dictionary(codes: NDArray[Any], names: Any, null: NDArray[np.bool_] | None = None) -> Any:
