@@ -8,6 +8,7 @@ SHELL := /bin/sh
 # Used to install, never installed beside the project: a sync removes whatever the lock does not name.
 UV_VERSION := 0.13.9
 UV ?= .uv/bin/uv
+own_uv := $(filter .uv/bin/uv,$(UV))
 
 ifdef GPU
 kind := gpu
@@ -26,6 +27,7 @@ help:  ## list what make can do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(installed)  ## install into .venv what the lock file names (GPU=1: the GPU set)
+	@echo "Ready: the $(kind) environment is in .venv"
 
 run: $(installed)  ## the main job, end to end: a demo log to runs/demo/report.html (ARGS=... passes options on)
 	$(python) -m pipeline.run $(ARGS)
@@ -52,7 +54,7 @@ retail: .venv/.installed-retail  ## the grocery example: build its event log and
 	$(python) examples/retail/make_events.py
 	$(python) -m pipeline.run --config examples/retail/retail.yaml $(ARGS)
 
-lock: $(UV)  ## resolve the dependencies again, within pyproject.toml's ranges
+lock: $(own_uv)  ## resolve the dependencies again, within pyproject.toml's ranges
 	$(UV) lock
 
 clean:  ## remove the environment, caches and the demo's results
@@ -60,7 +62,7 @@ clean:  ## remove the environment, caches and the demo's results
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps: an installation is made again when the project's files that define it are newer.
-$(installed): pyproject.toml uv.lock | $(UV)
+$(installed): pyproject.toml uv.lock | $(own_uv)
 	@rm -f .venv/.installed-*
 	@echo "Installing the $(kind) environment into .venv (the first time: a few minutes)" >&2
 	@$(sync) --python "$$(sh .ci/find-python)"
