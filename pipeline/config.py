@@ -112,6 +112,7 @@ class Source(Section):
     kinds: dict[str, Names] = {}  # canonical kind -> the source's names of it, e.g. {unsubscribe: [unsub, opt_out]}
     known: list[str] | None = None  # kinds to accept, after mapping; None accepts every kind
     carry: list[str] = []  # further source columns to keep
+    truth: str | None = None  # a simulated log's true probabilities; read when a model is evaluated, never to learn
 
 
 class Simulate(Section):
@@ -229,11 +230,11 @@ class Config(Section):
     batch_rows: Annotated[int, Field(ge=1000)] = 10_000_000
     quality: Quality = Quality()
     at: At = At(event="send")
-    windows: Annotated[list[Duration], Field(min_length=1)] = ["1d", "7d", "30d", "90d"]  # type: ignore[assignment]
+    windows: Annotated[list[Duration], Field(min_length=1)] = [n * UNITS["d"] for n in (1, 7, 30, 90)]
     outcomes: Annotated[dict[str, Outcome], Field(min_length=1)] = {
-        "unsubscribe": Outcome(events=["unsubscribe", "complaint"], within="7d", match="campaign"),  # type: ignore[arg-type]
-        "click": Outcome(events=["click"], within="3d", match="campaign"),  # type: ignore[arg-type]
-        "open": Outcome(events=["open"], within="3d", match="campaign"),  # type: ignore[arg-type]
+        "unsubscribe": Outcome(events=["unsubscribe", "complaint"], within=7 * UNITS["d"], match="campaign"),
+        "click": Outcome(events=["click"], within=3 * UNITS["d"], match="campaign"),
+        "open": Outcome(events=["open"], within=3 * UNITS["d"], match="campaign"),
     }
     lateness: Duration = 2 * UNITS["d"]
     split: Split = Split()

@@ -1,0 +1,216 @@
+"""pandas + NumPy, or cuDF + CuPy: the one place that knows which.
+
+The only file that imports cudf or cupy. A :class:`Backend` is chosen once per run with a printed reason
+(:func:`choose`) and follows the data after that (:func:`backend_of`). Everything here exists because the two sides
+differ at exactly that call; whatever has one spelling for both is written where it is used.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import DataError, InstallationError
+
+Frame = Any  # pandas.DataFrame or cudf.DataFrame
+Array = Any  # numpy.ndarray or cupy.ndarray
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One pair of array and frame modules.
+
+    ``xp``: numpy or cupy; ``df``: pandas or cudf; ``reason``: why this one, for the user to read.
+    """
+
+    name: Literal["pandas", "cudf"]
+    reason: str = field(default="", compare=False)
+
+    @property
+    def xp(self) -> Any:
+        return _cupy() if self.on_gpu else np
+
+    @property
+    def df(self) -> Any:
+        if self.on_gpu:
+            return _cudf()
+        import pandas as pd
+
+        return pd
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.name == "cudf"
+
+    def __str__(self) -> str:
+        label = "cuDF" if self.on_gpu else "pandas"
+        return f"{label}: {self.reason}" if self.reason else label
+
+    # -- arrays ------------------------------------------------------------------------------------------------
+
+    def to_host(self, array: Array) -> np.ndarray:
+        """The array as NumPy; a copy only where it lives on a device."""
+        return _cupy().asnumpy(array) if self.on_gpu else np.asarray(array)
+
+    def asarray(self, values: Any, dtype: Any = None) -> Array:
+        """Host or device values as this backend's array."""
+        return self.xp.asarray(values, dtype=dtype)
+
+    def empty_aligned(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """An uninitialised C-contiguous array at a 64-byte-aligned address.
+
+        TensorFlow aborts the process on an import that is not aligned. CuPy's allocations are aligned to 512 bytes,
+        NumPy's to 16.
+        """
+        if self.on_gpu:
+            return _cupy().empty(shape, dtype=dtype)
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        raw = np.empty(size + 64, dtype=np.uint8)
+        offset = -raw.ctypes.data % 64
+        return raw[offset : offset + size].view(dtype).reshape(shape)
+
+    def synchronize(self) -> None:
+        """Wait until the current stream's work is done; other libraries have streams of their own."""
+        if self.on_gpu:
+            _cupy().cuda.get_current_stream().synchronize()
+
+    # -- frames ------------------------------------------------------------------------------------------------
+
+    def from_arrow(self, table: pa.Table) -> Frame:
+        """An Arrow table as a frame. Dictionary columns become categories; other strings the frame's strings."""
+        if self.on_gpu:
+            return _cudf().DataFrame.from_arrow(table)
+        import pandas as pd
+
+        strings = {pa.string(): pd.StringDtype("pyarrow", na_value=np.nan)}
+        strings[pa.large_string()] = strings[pa.string()]
+        return table.to_pandas(types_mapper=strings.get, split_blocks=True, self_destruct=False)
+
+    def to_arrow(self, frame: Frame) -> pa.Table:
+        """A frame, without its index, as an Arrow table on the host."""
+        if self.on_gpu:
+            return frame.to_arrow(preserve_index=False)
+        return pa.Table.from_pandas(frame, preserve_index=False)
+
+    def to_pandas(self, frame: Frame) -> Any:
+        """A frame or series as pandas, for small results that leave the device on purpose."""
+        return frame.to_pandas() if self.on_gpu else frame
+
+    def column(self, series: Any) -> Array:
+        """A null-free column as an array without a copy. Times come as int64 in the column's own unit.
+
+        Raises:
+            DataError: the column holds nulls. (cuDF's ``.values`` would turn integers into floats.)
+        """
+        if bool(series.hasnans if hasattr(series, "hasnans") else series.isna().any()):
+            raise DataError(f"column {series.name!r} holds nulls where none are allowed; fill or reject them at ingest")
+        if series.dtype.kind == "M":
+            return series.astype("int64").to_cupy() if self.on_gpu else series.to_numpy().view(np.int64)
+        return series.to_cupy() if self.on_gpu else series.to_numpy()
+
+    def codes(self, series: Any, vocabulary: list[str]) -> Array:
+        """Each row's position in ``vocabulary``, int32[n]; -1 for nulls and for values not in it.
+
+        Categories are mapped, not rows, so the cost is that of one gather.
+        """
+        xp = self.xp
+        if series.dtype.name != "category":
+            series = series.astype("category")
+        categories = series.cat.categories
+        names = categories.to_arrow().to_pylist() if self.on_gpu else list(categories)
+        position = {name: i for i, name in enumerate(vocabulary)}
+        lookup = np.array([position.get(name, -1) for name in names] + [-1], dtype=np.int32)
+        codes = series.cat.codes
+        codes = codes.to_cupy() if self.on_gpu else codes.to_numpy()
+        # cuDF's codes are unsigned in places; any code outside the categories is a null.
+        codes = codes.astype(xp.int32)
+        codes = xp.where((codes < 0) | (codes >= len(names)), len(names), codes)
+        return xp.asarray(lookup)[codes]
+
+    def hash_strings(self, series: Any) -> Array:
+        """XXH64 with seed 0 of each value's UTF-8 text, viewed as int64[n]. Integers are hashed as decimal text.
+
+        The same on both backends. On the CPU only distinct values are hashed. Nulls must have been rejected.
+        """
+        if self.on_gpu:
+            hashed = series.astype("str").hash_values(method="xxhash64", seed=0)
+            return hashed.to_cupy().view(np.int64)
+        import pandas as pd
+        import xxhash
+
+        codes, distinct = pd.factorize(series)
+        digest = xxhash.xxh64_intdigest
+        hashes = np.fromiter((digest(str(v).encode()) for v in distinct), dtype=np.uint64, count=len(distinct))
+        return hashes.view(np.int64)[codes] if len(distinct) else np.empty(0, dtype=np.int64)
+
+    # -- compiled twins ----------------------------------------------------------------------------------------
+
+    @property
+    def compiled(self) -> bool:
+        """Whether numba is here to compile the CPU twins of the array kernels."""
+        return not self.on_gpu and importlib.util.find_spec("numba") is not None
+
+
+PANDAS = Backend("pandas", "asked for")
+
+
+@functools.cache
+def _cupy() -> Any:
+    import cupy
+
+    return cupy
+
+
+@functools.cache
+def _cudf() -> Any:
+    import cudf
+
+    return cudf
+
+
+def gpu_problem() -> str | None:
+    """Why the GPU cannot be used here, or None when it can."""
+    missing = [m for m in ("cudf", "cupy") if importlib.util.find_spec(m) is None]
+    if missing:
+        return f"{' and '.join(missing)} not installed"
+    try:
+        count = _cupy().cuda.runtime.getDeviceCount()
+    except Exception as error:  # the CUDA runtime raises types of its own, and different ones by version
+        return f"no CUDA device ({type(error).__name__}: {error})"
+    return None if count else "no CUDA device"
+
+
+def choose(wanted: Literal["auto", "cpu", "gpu"] = "auto") -> Backend:
+    """The backend of this run.
+
+    Args:
+        wanted: "auto" takes the GPU where there is one.
+    Raises:
+        InstallationError: "gpu" was asked for and cannot be had.
+    """
+    if wanted == "cpu":
+        return Backend("pandas", "asked for with backend=cpu")
+    problem = gpu_problem()
+    if problem is None:
+        runtime = _cupy().cuda.runtime
+        name = runtime.getDeviceProperties(0)["name"]
+        name = name.decode() if isinstance(name, bytes) else name
+        count = runtime.getDeviceCount()
+        return Backend("cudf", f"{count} GPU{'s' if count > 1 else ''}, {name}")
+    if wanted == "gpu":
+        raise InstallationError(
+            f"backend=gpu was asked for, but this machine cannot: {problem}. "
+            "Install eventgrain[gpu] on a machine with an NVIDIA GPU, or use backend=auto or backend=cpu"
+        )
+    return Backend("pandas", problem)
+
+
+def backend_of(data: Any) -> Backend:
+    """The backend that a frame, series or array belongs to."""
+    module = type(data).__module__.partition(".")[0]
+    return Backend("cudf" if module in ("cudf", "cupy") else "pandas", "follows the data")

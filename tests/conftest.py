@@ -1,0 +1,22 @@
+"""The one fixture that every test touching data runs over: both backends, the GPU one skipped where there is none."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.backend import Backend, choose, gpu_problem
+
+GPU_PROBLEM = gpu_problem()
+
+
+@pytest.fixture(
+    params=[
+        "pandas",
+        pytest.param(
+            "cudf",
+            marks=[pytest.mark.gpu, pytest.mark.skipif(GPU_PROBLEM is not None, reason=f"no GPU: {GPU_PROBLEM}")],
+        ),
+    ]
+)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return choose("cpu" if request.param == "pandas" else "gpu")
