@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -48,8 +48,11 @@ def replace(frame: pd.DataFrame, uri: str, where: Mapping[str, str]) -> None:
         raise StoreError(f"cannot write the table {uri}: {error}") from None
 
 
-def read(uri: str, where: Mapping[str, str] | None = None) -> pd.DataFrame | None:
+def read(uri: str, where: Mapping[str, str] | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame | None:
     """The rows of a Delta table with the given partition values; None where there is no table.
+
+    Args:
+        columns: only these.
 
     Raises:
         StoreError: the table is damaged.
@@ -61,7 +64,8 @@ def read(uri: str, where: Mapping[str, str] | None = None) -> pd.DataFrame | Non
         if not DeltaTable.is_deltatable(uri):
             return None
         filters = [(column, "=", value) for column, value in (where or {}).items()]
-        frame: pd.DataFrame = DeltaTable(uri).to_pyarrow_table(filters=filters or None).to_pandas()
+        wanted = list(columns) if columns else None
+        frame: pd.DataFrame = DeltaTable(uri).to_pyarrow_table(filters=filters or None, columns=wanted).to_pandas()
     except (DeltaError, OSError) as error:
         raise StoreError(f"cannot read the table {uri}: {error}") from None
     return frame

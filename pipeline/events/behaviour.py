@@ -20,8 +20,9 @@ One send (sigma is the logistic function; parameters are the fields of ``Paramet
                          + open_volume (volume - 3) - asleep_open [asleep]);  x spam_open in the spam folder
     click | open   sigma(click + click_engagement e + click_fit f + click_quality q)
     delete         delete_opened after an open, else delete_unread if awake, delete_asleep if asleep; inbox only
-    negative       min(0.5, exp(leave + leave_client + leave_volume (volume - 3) + leave_streak log(1 + streak) + leave_new
-                         exp(-received / 3) - leave_fit f - leave_engagement e - leave_patience a - leave_quality q)),
+    negative       min(0.5, exp(leave + leave_client + leave_volume (volume - 3) + leave_streak log(1 + streak)
+                         + leave_new exp(-received / 3) - leave_fit f - leave_engagement e
+                         - leave_patience a - leave_quality q)),
                    x leave_unread where not opened, x leave_asleep where not opened and asleep; inbox only
     complaint      min(0.5, complain exp(-complain_patience a)) of the negative ones; the others unsubscribe
 
@@ -29,10 +30,10 @@ with fit f = cos(2 pi (interest - topic) / 6) and quality q ~ N(0, 1) of the cam
 each other, so their probabilities add up to that of either. A second open or click of the same message does not change
 any probability. Whether a message is sent never depends on anything hidden.
 
-Sources: ranges of rates (opens 15-30% of delivered, clicks 1-4%, unsubscribes 0.1-0.5%, complaints 0.01-0.1%, below Gmail's
-0.3% limit) are those published by senders' benchmark reports; the signs of the effects (volume, ignored streaks and poor
-fit raise leaving; engagement lowers it) follow published work on email frequency; sizes are chosen so that the log is
-about as hard to predict as real ones, and are nobody's measurements.
+Sources: the rates are within what senders' benchmark reports publish (opens 15-30% of delivered, clicks 1-4%,
+unsubscribes 0.1-0.5%, complaints 0.01-0.1%, below Gmail's limit of 0.3%). The signs of the effects are common
+knowledge of the field (volume, ignored streaks and poor fit make people leave, engagement keeps them); their sizes are
+assumptions, chosen so that leaving is hard to predict, as it is in life, and are nobody's measurements.
 """
 
 from __future__ import annotations
@@ -211,7 +212,8 @@ def sigmoid(x: Floats) -> Floats:
 
 def fit(interest: NDArray[np.int64], topic: NDArray[np.int64]) -> Floats:
     """How well topics suit interests: cos(2 pi (interest - topic) / 6), float64[n] in [-1, 1]."""
-    return np.cos(np.arange(len(TOPICS)) * (2 * np.pi / len(TOPICS)))[(interest - topic) % len(TOPICS)]
+    by_distance = np.cos(np.arange(len(TOPICS)) * (2 * np.pi / len(TOPICS)))
+    return np.asarray(by_distance[(interest - topic) % len(TOPICS)])
 
 
 def send_probabilities(
@@ -284,8 +286,8 @@ def make_client(seed: int, index: int, start: dt.date) -> ClientWorld:
 def calendar(client: ClientWorld, day: int) -> Calendar:
     """The client's campaigns on day ``day`` of the history.
 
-    Weekends carry 0.45 of a weekday's sends, and the third of every three fortnights is a season with 1.5 times as many;
-    sending begins at a local hour from 7 to 18, so that it ends within the same UTC day for offsets of -5 to +6 hours.
+    Weekends carry 0.45 of a weekday's sends; every third fortnight is a season with 1.5 times as many.
+    Sending begins at a local hour from 7 to 18, so that it ends within the same UTC day for offsets of -5 to +6 hours.
     """
     u = draws.uniform(draws.at(np.array([client.key], dtype=np.uint64), day), 1)[0]
     keys = draws.subkeys(draws.scalar_key(client.key, day), np.arange(CAMPAIGNS_A_DAY))

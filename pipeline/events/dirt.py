@@ -1,12 +1,13 @@
-"""What is wrong with the simulated log, and at which rate: every kind separately switchable, the truth of each recorded.
+"""What is wrong with the simulated log, and how often: each kind separately switchable, the truth of each recorded.
 
-Kinds that add rows are made while the history is simulated (population.py); the others are decided here, row by row, by a
+Kinds that add rows are made while the history is simulated (population.py); the others are decided here by a
 hash of the event id, so that they too do not depend on partitioning. Nothing here changes what subscribers do.
 A row's flaws are a bit set (``Rows.flaw``), carried along until the row is written; only then is it spoiled.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -26,7 +27,7 @@ RATES: dict[str, float] = {
     "impossible_time": 0.0003,  # 1970, 2200, or 400 days ahead
     "unknown_kind": 0.0003,  # a kind nobody has heard of
     "scanner": 0.003,  # share of subscribers behind a gateway that clicks 3 to 6 links within 2 s of every delivery
-    "machine_open": 0.04,  # share of subscribers whose (Apple) mail program opens every delivery; at most those with apple
+    "machine_open": 0.04,  # share of subscribers, all with provider apple, whose mail program opens every delivery
     "anomaly": 1.0,  # days on which every delivery to one provider is opened 8 times by a machine
     "delete_all": 1.0,  # subscribers (of the first client) who delete everything they ever got within one hour
 }
@@ -90,7 +91,7 @@ def spoil(rows: Rows) -> tuple[Rows, NDArray[np.bool_], NDArray[np.bool_], NDArr
         and for unknown kinds the index into UNKNOWN, else -1, int64[n].
     """
     keys = rows.event_id.astype(np.uint64)
-    shown = Rows(**{**rows.columns(), "ts": rows.ts.copy()})
+    shown = dataclasses.replace(rows, ts=rows.ts.copy())
     null = np.full((3, len(rows)), False)
     bad = np.flatnonzero(rows.flaw & BITS["null_key"])
     null[(draws.uniform(keys[bad], 210) * 3).astype(np.int64), bad] = True

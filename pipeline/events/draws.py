@@ -1,8 +1,8 @@
 """Random numbers as a pure function of what they are for.
 
-A draw is a hash of (seed, client, subscriber, day, purpose), not the next number of a stream. So the simulated log does not
-depend on the order, the partitioning or the number of threads in which it is made; nothing random has to be saved to
-continue a history; and two policies compared on one history share every draw that neither of them changes.
+A draw is a hash of (seed, client, subscriber, day, purpose), not the next number of a stream. So the simulated log does
+not depend on the order, the partitioning or the number of threads in which it is made; nothing random has to be saved
+to continue a history; and two policies compared on one history share every draw that neither of them changes.
 
 The hash is the finaliser of SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators",
 doi:10.1145/2660193.2660195; constants of Stafford's mix 13), a bijection of 64 bits.

@@ -1,15 +1,15 @@
 """A simulated history, day by day: planning its size, stepping groups of blocks, saving and continuing it.
 
-A group is a set of blocks stepped together; each day of a group becomes one part file. Block and group sizes depend on the
-settings alone, never on the number of workers, and no random number depends on either.
+A group is a set of blocks stepped together; each day of a group becomes one part file. The sizes of blocks and groups
+never depend on the number of workers, and no random number depends on either.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +19,12 @@ from pipeline.errors import ConfigError
 from pipeline.events import draws, rows
 from pipeline.events.behaviour import DAY, PROVIDERS, ClientWorld, Parameters, calendar, make_client
 from pipeline.events.dirt import resolve
-from pipeline.events.population import Block, Policy, SendTruth, World
+from pipeline.events.population import Block, Planned, SendTruth, World
 from pipeline.events.rows import Rows
 
 BLOCK = 16_384  # subscribers: temporary arrays stay in a core's cache
 GROUP = 262_144  # subscribers: a day of a group is a part file of about 200,000 rows
+MAX_CLIENTS, MAX_DAYS, MAX_SUBSCRIBERS = 1 << 10, 15_000, 1 << 30  # what event ids have room for
 TIER_MEAN = 0.65
 EVENTS_PER_SEND = 1.64  # without dirt; measured
 LEAVE_PER_SEND = 0.0053  # of those who leave, bounce or complain; measured
@@ -32,9 +33,14 @@ LEAVE_PER_SEND = 0.0053  # of those who leave, bounce or complain; measured
 def make_world(settings: config.Simulate, parameters: Parameters | None = None) -> World:
     """The world of these settings: clients, their sizes (so that about ``settings.events`` events arrive), the dirt.
 
-    Raises ConfigError for a kind of dirt that does not exist or a rate out of range.
+    Raises ConfigError for a kind of dirt that does not exist, a rate out of range, or sizes that ids cannot hold.
     """
     rates = resolve(settings.dirt)
+    if settings.clients > MAX_CLIENTS or settings.days > MAX_DAYS:
+        raise ConfigError(
+            f"simulate asks for {settings.clients:,} clients and {settings.days:,} days: at most {MAX_CLIENTS:,} and "
+            f"{MAX_DAYS:,} are possible (event ids hold no more)"
+        )
     clients = tuple(make_client(settings.seed, i, settings.start) for i in range(settings.clients))
     weights = np.power(0.43, np.arange(settings.clients))  # two clients: 70% and 30% of the events
     per_send = EVENTS_PER_SEND + 4.5 * rates["scanner"] + rates["machine_open"]
@@ -44,6 +50,11 @@ def make_world(settings: config.Simulate, parameters: Parameters | None = None) 
         initial.append(max(10, round(settings.events * weight / max(events, 1e-9))))
     weekdays = [d for d in range(settings.days) if (clients[0].start + d + 3) % 7 == 2]  # anomalies on Wednesdays
     middle = sorted(weekdays or range(settings.days), key=lambda d: abs(d - 0.4 * settings.days))
+    if max(initial) >= MAX_SUBSCRIBERS:
+        raise ConfigError(
+            f"simulate.events={settings.events:,} over {settings.days} days would take {max(initial):,} subscribers of "
+            f"one client; {MAX_SUBSCRIBERS:,} are possible: ask for more days or clients"
+        )
     key = np.array([draws.scalar_key(settings.seed, 0xD187)], dtype=np.uint64)
     anomalies = {d: 1 + int(draws.uniform(key, d)[0] * (len(PROVIDERS) - 1)) for d in middle[: int(rates["anomaly"])]}
     purges: dict[int, int] = {}
@@ -77,10 +88,17 @@ class Group:
         self.world, self.blocks = world, blocks
         self.pending: dict[int, list[Rows]] = {}  # day of arrival -> rows
 
+    def plan(self, day: int) -> list[Planned]:
+        """The sends that ``step(day)`` would make; changes nothing."""
+        return [block.plan(day)[1] for block in self.blocks]
+
     def step(
-        self, day: int, allowed: Policy | None = None, executor: Executor | None = None
+        self, day: int, allowed: NDArray[np.int64] | None = None, executor: Executor | None = None
     ) -> tuple[Rows, list[SendTruth]]:
-        """Simulate ``day``: the rows that arrive on it, sorted by (received, event_id), and the truth of its sends."""
+        """Simulate ``day``: the rows that arrive on it, sorted by (received, event_id), and the truth of its sends.
+
+        ``allowed``: int64[m], ids of the planned sends that go out; None: all.
+        """
         run = executor.map if executor else map
         truths = []
         for new, truth in run(lambda block: block.step(day, allowed), self.blocks):
@@ -95,7 +113,7 @@ class Group:
 
     def save(self, path: Path) -> None:
         """Write all that is needed to go on, as .npz."""
-        arrays: dict[str, NDArray[np.generic]] = {
+        arrays: dict[str, NDArray[Any]] = {
             "blocks": np.array([(b.client.index, b.first, len(b.number)) for b in self.blocks], np.int64).reshape(-1, 3)
         }
         for i, block in enumerate(self.blocks):
@@ -103,7 +121,7 @@ class Group:
         for name, value in rows.concat([r for d in sorted(self.pending) for r in self.pending[d]]).columns().items():
             arrays[f"pending/{name}"] = value
         with path.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
+            np.savez(file, allow_pickle=False, **arrays)
 
     @classmethod
     def load(cls, world: World, path: Path) -> Group:
@@ -135,7 +153,7 @@ def in_arrival_order(arrived: Rows) -> Rows:
 def blocks_of(
     world: World, begin: Callable[[int], int], days: int, size: int = BLOCK
 ) -> Iterator[tuple[int, int, int]]:
-    """(client, first, n) of each block covering a client's subscribers from begin(client) to those joined by ``days``."""
+    """(client, first, n) of blocks covering the clients' subscribers from begin(client) to those joined by ``days``."""
     for client in range(len(world.clients)):
         end = population(world, client, days)
         for first in range(begin(client), end, size):
@@ -151,21 +169,3 @@ def groups_of(world: World, days: int, block: int = BLOCK, group: int = GROUP) -
             members = []
         members.append(member)
     yield members
-
-
-def day_rows(groups: Iterable[Group], day: int, allowed: Policy | None = None) -> tuple[Rows, list[SendTruth]]:
-    """One day of several groups together, in arrival order."""
-    parts, truths = [], []
-    for group in groups:
-        arrived, truth = group.step(day, allowed)
-        parts.append(arrived)
-        truths += truth
-    return in_arrival_order(rows.concat(parts)), truths
-
-
-def read_marker(path: Path) -> dict[str, object]:
-    try:
-        marker: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise ConfigError(f"{path} is not readable as JSON; delete {path.parent} to simulate again") from None
-    return marker

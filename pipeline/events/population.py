@@ -5,8 +5,9 @@ Array code over the block's subscribers; what the block holds is a few bytes a s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,16 +42,16 @@ SCANNER_SLOT, ANOMALY_SLOT, PURGE_SLOT = 16, 32, 64
 
 @dataclass
 class Planned:
-    """The sends a client's cadence would make on one day to one block; a policy says which of them may go out."""
+    """The sends a client's cadence would make on one day to one block, each [n]; a policy says which may go out."""
 
-    client: str
-    day: int
+    client: int
+    event_id: NDArray[np.int64]  # that the send will have
     subscriber: NDArray[np.int64]  # number within the client
     campaign: NDArray[np.int32]
     ts: NDArray[np.int64]
 
-
-Policy = Callable[[Planned], NDArray[np.bool_]]
+    def columns(self) -> tuple[NDArray[Any], ...]:
+        return self.event_id, self.subscriber, self.campaign, self.ts
 
 
 @dataclass
@@ -103,7 +104,7 @@ class Block:
         purges = {s - first: d for s, d in world.purges.items() if first <= s < first + n and client == 0}
         self.purges = purges
         p_awake = self.wake / (self.wake + self.fall)
-        self.state: dict[str, NDArray[np.generic]] = {
+        self.state: dict[str, NDArray[Any]] = {
             "awake": (draws.uniform(self.key, 112) < p_awake) | joiner,
             "sent_days": np.zeros(n, np.uint8),  # bit j: a send on the day j + 1 days ago
             "open_days": np.zeros(n, np.uint8),  # bit j: an open on the day j days from now, already decided
@@ -130,27 +131,33 @@ class Block:
         position = (draws.uniform(keys[row], 1) * CAMPAIGNS_A_DAY).astype(np.int64)
         ts = start + ((today.hour[position] - self.client.utc_offset) * HOUR).astype(np.int64)
         ts += (draws.uniform(keys[row], 2) * (1.5 * HOUR)).astype(np.int64)
-        stop: NDArray[np.int64] = self.state["stop_ts"]  # type: ignore[assignment]
+        stop: NDArray[np.int64] = self.state["stop_ts"]
         go = (ts >= hold_until[row]) & (ts < stop[row])
         row, position, ts = row[go], position[go], ts[go]
         campaign = (day * CAMPAIGNS_A_DAY + position).astype(np.int32)
-        return row, Planned(self.client.name, day, self.number[row], campaign, ts), keys
+        ids = rows.event_ids(self.client.index, self.number[row], day, SEND)
+        return row, Planned(self.client.index, ids, self.number[row], campaign, ts), keys
 
-    def step(self, day: int, allowed: Policy | None = None) -> tuple[Rows, SendTruth]:
-        """Everything that follows from the sends of ``day``, whenever it happens, and the truth of those sends."""
+    def step(self, day: int, allowed: NDArray[np.int64] | None = None) -> tuple[Rows, SendTruth]:
+        """Everything that follows from the sends of ``day``, whenever it happens, and the truth of those sends.
+
+        Args:
+            day: the days from the first on must be stepped in order, each once.
+            allowed: int64[m], event ids of the planned sends that go out; None: all of them.
+        """
         state, p, world = self.state, self.world.parameters, self.world
         row, planned, keys = self.plan(day)
         if allowed is not None:
-            go = np.asarray(allowed(planned), dtype=bool)
+            go = np.flatnonzero(np.isin(planned.event_id, allowed))
             row = row[go]
-            planned = Planned(planned.client, day, planned.subscriber[go], planned.campaign[go], planned.ts[go])
+            planned = Planned(planned.client, *(c[go] for c in planned.columns()))
         ts, n = planned.ts, len(row)
         today = calendar(self.client, day)
         position = planned.campaign - day * CAMPAIGNS_A_DAY
         key = keys[row]
         awake = np.asarray(state["awake"][row], bool)
         seen = Seen(
-            volume=np.bitwise_count(state["sent_days"][row]).astype(np.int64),  # type: ignore[call-overload]
+            volume=np.bitwise_count(state["sent_days"][row]).astype(np.int64),
             streak=state["streak"][row].astype(np.int64),
             received=state["received"][row].astype(np.int64),
             topic=today.topic[position],
@@ -160,17 +167,15 @@ class Block:
         chance = send_probabilities(p, self.client, self.traits[row], awake, seen)
         out = _Outcomes(self, day, row, planned.campaign)
         out.add("send", SEND, np.arange(n), ts)
-        opened_ts, delivered, human = self._react(out, key, ts, chance, p)
-        self._leave(out, key, ts, opened_ts, human, chance, p)
+        opened_ts, delivered, reached = self._react(out, key, ts, chance, p)
+        self._leave(out, key, ts, opened_ts, reached, chance, p)
         self._machines(out, day, key, ts, delivered)
         self._purge(out, day, row, planned.campaign, delivered)
-        new = np.flatnonzero(
-            (self.join_ts >= (self.client.start + day) * DAY) & (self.join_ts < (self.client.start + day + 1) * DAY)
-        )
+        new = np.flatnonzero(self.join_ts // DAY == self.client.start + day)
         out.joined(new, self.join_ts[new])
         truth = SendTruth(
-            self.client.index,
-            out.parts[0].event_id,
+            planned.client,
+            planned.event_id,
             planned.subscriber,
             planned.campaign,
             ts,
@@ -183,12 +188,12 @@ class Block:
             seen.streak,
             seen.received,
         )
-        self._advance(keys, row)
+        self._advance(day, keys, row)
         return receive(rows.concat(out.parts), world.rates), truth
 
     def _react(
         self, out: _Outcomes, key: NDArray[np.uint64], ts: NDArray[np.int64], chance: Probabilities, p: Parameters
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]:
         """Bounces, opens, clicks, deletes. Returns open times (NEVER: none), and who was delivered to, reached."""
         n, stop = len(ts), self.state["stop_ts"]
         u = draws.uniform(key, 3)
@@ -199,7 +204,7 @@ class Block:
         for kind, mask in (("hard_bounce", hard[which]), ("soft_bounce", ~hard[which])):
             out.add(kind, BOUNCE, which[mask], after[mask])
         gone = which[hard[which]]
-        stop[out.row[gone]] = np.minimum(stop[out.row[gone]], after[hard[which]])  # type: ignore[call-overload]
+        stop[out.row[gone]] = np.minimum(stop[out.row[gone]], after[hard[which]])
         spam = draws.uniform(key, 5) < chance.spam
         reached = ~bounced & ~spam
         u = draws.uniform(key, 6)
@@ -252,7 +257,7 @@ class Block:
         out.add("unsubscribe", LEAVE, left[~complains], left_ts[~complains])
         effective = left_ts + (draws.uniform(key[left], 19) * (p.suppression_lag * 1e6)).astype(np.int64)
         stop, row = self.state["stop_ts"], out.row[left]
-        stop[row] = np.minimum(stop[row], effective)  # type: ignore[call-overload]
+        stop[row] = np.minimum(stop[row], effective)
 
     def _machines(
         self,
@@ -291,22 +296,23 @@ class Block:
             new = np.column_stack([row[got], np.full(len(got), day), campaign[got]]).astype(np.int64)
             self.state["got"] = np.concatenate([self.state["got"], new])
             if day == when:
-                mine = self.state["got"][self.state["got"][:, 0] == who]  # type: ignore[call-overload]
+                mine = self.state["got"][self.state["got"][:, 0] == who]
                 start = (self.client.start + day) * DAY + 20 * HOUR
                 out.purged(who, mine, start + np.arange(len(mine)) * (HOUR // max(len(mine), 1)))
 
-    def _advance(self, keys: NDArray[np.uint64], row: NDArray[np.int64]) -> None:
+    def _advance(self, day: int, keys: NDArray[np.uint64], row: NDArray[np.int64]) -> None:
         """From the day just simulated to the next."""
         state = self.state
         sent = np.zeros(len(self.number), np.uint8)
         sent[row] = 1
-        opened = (state["open_days"] & np.uint8(1)).astype(bool)  # type: ignore[operator]
-        state["streak"] = np.where(opened, 0, state["streak"] + sent).astype(np.int32)  # type: ignore[operator]
-        state["received"][row] += 1  # type: ignore[operator]
-        state["open_days"] = state["open_days"] >> np.uint8(1)  # type: ignore[operator]
-        state["sent_days"] = ((state["sent_days"] << np.uint8(1)) | sent) & np.uint8(127)  # type: ignore[operator]
+        opened = (state["open_days"] & np.uint8(1)).astype(bool)
+        state["streak"] = np.where(opened, 0, state["streak"] + sent).astype(np.int32)
+        state["received"][row] += 1
+        state["open_days"] = state["open_days"] >> np.uint8(1)
+        state["sent_days"] = ((state["sent_days"] << np.uint8(1)) | sent) & np.uint8(127)
         flips = draws.uniform(keys, 20) < np.where(state["awake"], self.fall, self.wake)
-        state["awake"] = state["awake"] ^ flips  # type: ignore[operator]
+        flips &= self.join_ts < (self.client.start + day + 1) * DAY  # joiners come awake
+        state["awake"] = state["awake"] ^ flips
 
 
 class _Outcomes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,14 +32,14 @@ class Rows:
     def __len__(self) -> int:
         return len(self.ts)
 
-    def columns(self) -> dict[str, NDArray[np.generic]]:
+    def columns(self) -> dict[str, NDArray[Any]]:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
     def take(self, rows: NDArray[np.int64] | slice) -> Rows:
-        return Rows(**{name: column[rows] for name, column in self.columns().items()})  # type: ignore[arg-type]
+        return Rows(**{name: column[rows] for name, column in self.columns().items()})
 
 
-TYPES = {
+TYPES: dict[str, Any] = {
     "client": np.int16,
     "subscriber": np.int64,
     "campaign": np.int32,
@@ -52,7 +53,7 @@ TYPES = {
 
 
 def empty() -> Rows:
-    return Rows(**{name: np.empty(0, dtype) for name, dtype in TYPES.items()})  # type: ignore[arg-type]
+    return Rows(**{name: np.empty(0, dtype) for name, dtype in TYPES.items()})
 
 
 def concat(parts: Sequence[Rows]) -> Rows:

@@ -151,7 +151,7 @@ def _wide(parts: list[pd.DataFrame], level: str) -> pd.DataFrame:
     keys = ["campaign", "provider", "bucket"] if level == "bucket" else ["campaign"]
     summed = pd.concat(parts, ignore_index=True).groupby([*keys, "event"], sort=True)[["count", "nunique"]].sum()
     spread = pd.DataFrame(summed.unstack("event", fill_value=0))
-    pairs: list[tuple[str, str]] = spread.columns.to_list()
+    pairs: Any = spread.columns.to_list()
     spread.columns = pd.Index([f"{'n' if what == 'count' else 'unique'}_{kind}" for what, kind in pairs])
     spread = spread.reset_index()
     if level == "campaign":
