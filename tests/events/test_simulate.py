@@ -134,7 +134,7 @@ def test_truth_is_calibrated(clean: Log, truth: str, kinds: str, days: int) -> N
                 ntile(10) over (order by {truth}) as decile
               from s left join hits h on s.client = h.client and s.subscriber = h.user_id and s.campaign = h.campaign_id
               where ts < timestamptz '2026-06-29 12:00:00+00' - interval {days} day)
-            select count(*), sum(p), sum(y), sqrt(sum(p * (1 - p))) from x group by decile order by decile"""
+            select count(*), sum(p), sum(y)::double, sqrt(sum(p * (1 - p))) from x group by decile order by decile"""
     )
     assert len(rows) == 10
     z = [(y - p) / sd for _, p, y, sd in rows]
