@@ -366,6 +366,9 @@ def test_rerun_restart_and_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "mine" / "thesis.txt").write_text("do not delete")
     with pytest.raises(ConfigError, match="holds no simulation"):
         run(tmp_path / "mine", **settings)
+    for place in (tmp_path / "mine" / "thesis.txt", tmp_path / "mine" / "thesis.txt" / "log"):
+        with pytest.raises(ConfigError, match=r"is a file|cannot write"):
+            run(place, **settings)
 
 
 def test_refuses_unknown_dirt_and_impossible_rates(tmp_path: Path) -> None:
