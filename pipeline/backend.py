@@ -8,6 +8,7 @@ differ at exactly that call; whatever has one spelling for both is written where
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -154,6 +155,11 @@ class Backend:
     def compiled(self) -> bool:
         """Whether numba is here to compile the CPU twins of the array kernels."""
         return not self.on_gpu and importlib.util.find_spec("numba") is not None
+
+    @property
+    def kernels(self) -> Any:
+        """The module of this backend's kernels on sorted segments: the array functions, or their compiled twins."""
+        return importlib.import_module(f"pipeline.features.{'compiled' if self.compiled else 'kernels'}")
 
 
 PANDAS = Backend("pandas", "asked for")

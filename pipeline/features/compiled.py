@@ -1,0 +1,194 @@
+"""Numba twins of the array kernels, for the CPU: the same arguments, the same answers, one pass over the rows.
+
+Each releases the GIL, so partitions run side by side in threads, and is cached on disk. Points must ascend by
+(seg, at), except in :func:`lower_bounds`. See ``kernels.py`` for what each computes; tests run both. Kernels that are
+fast enough as arrays are the reference's own. :func:`warm_up` compiles everything, so that the time can be told apart.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+import numba
+import numpy as np
+
+from pipeline.features.kernels import attribute, hash64, hashed_share, last_before, prefix_count, sum_at
+
+__all__ = [
+    "attribute",
+    "hash64",
+    "hashed_share",
+    "ignored_streak",
+    "last_before",
+    "last_times",
+    "lower_bounds",
+    "prefix_count",
+    "segments",
+    "sum_at",
+    "warm_up",
+    "window_counts",
+]
+
+Array = np.ndarray[Any, Any]
+
+
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return cast(Callable[..., Any], numba.njit(nogil=True, cache=True)(function))
+
+
+@_compiled
+def _segments(key: Array, ts: Array) -> tuple[Array, Array, bool]:
+    n = len(key)
+    seg = np.empty(n, np.int64)
+    count = 0
+    ordered = True
+    for i in range(n):
+        if i == 0 or key[i] != key[i - 1]:
+            ordered &= i == 0 or key[i] > key[i - 1]
+            count += 1
+        else:
+            ordered &= ts[i] >= ts[i - 1]
+        seg[i] = count - 1
+    starts = np.empty(count + 1, np.int64)
+    starts[count] = n
+    for i in range(n - 1, -1, -1):
+        starts[seg[i]] = i
+    return starts, seg, ordered
+
+
+@_compiled
+def _lower_bounds(starts: Array, ts: Array, seg: Array, at: Array) -> Array:
+    out = np.empty(len(seg), np.int64)
+    for i in range(len(seg)):
+        low, high = starts[seg[i]], starts[seg[i] + 1]
+        while low < high:
+            middle = (low + high) >> 1
+            if ts[middle] < at[i]:
+                low = middle + 1
+            else:
+                high = middle
+        out[i] = low
+    return out
+
+
+@_compiled
+def _window_counts(
+    starts: Array, ts: Array, codes: Array, kinds: int, seg: Array, at: Array, windows: Array, out: Array
+) -> None:
+    # One counter per (window, kind). A row enters every window as the point passes it and leaves each in its turn.
+    number = len(windows)
+    wide = number * kinds
+    count = np.zeros(wide, np.int32)
+    leaving = np.zeros(number, np.int64)
+    current, now, stop = np.int64(-1), np.int64(0), np.int64(0)
+    for i in range(len(seg)):
+        if seg[i] != current:
+            current = seg[i]
+            now, stop = starts[current], starts[current + 1]
+            leaving[:] = now
+            count[:] = 0
+        instant = at[i]
+        while now < stop and ts[now] < instant:
+            code = codes[now]
+            if 0 <= code < kinds:
+                for w in range(number):
+                    count[w * kinds + code] += 1
+            now += 1
+        for w in range(number):
+            oldest = instant - windows[w]
+            row = leaving[w]
+            while row < now and ts[row] < oldest:
+                code = codes[row]
+                if 0 <= code < kinds:
+                    count[w * kinds + code] -= 1
+                row += 1
+            leaving[w] = row
+        for j in range(wide):
+            out[i, j] = count[j]
+
+
+@_compiled
+def _last_times(starts: Array, ts: Array, codes: Array, kinds: int, seg: Array, at: Array, never: int) -> Array:
+    out = np.empty((len(seg), kinds), np.int64)
+    latest = np.empty(kinds, np.int64)
+    current, now, stop = np.int64(-1), np.int64(0), np.int64(0)
+    for i in range(len(seg)):
+        if seg[i] != current:
+            current = seg[i]
+            now, stop = starts[current], starts[current + 1]
+            latest[:] = never
+        while now < stop and ts[now] < at[i]:
+            code = codes[now]
+            if 0 <= code < kinds:
+                latest[code] = ts[now]
+            now += 1
+        out[i, :] = latest
+    return out
+
+
+@_compiled
+def _ignored_streak(starts: Array, ts: Array, exposed: Array, responded: Array, seg: Array, at: Array) -> Array:
+    out = np.empty(len(seg), np.int64)
+    current, now, stop = np.int64(-1), np.int64(0), np.int64(0)
+    streak, answered = np.int64(0), np.int64(0)
+    heard = False
+    for i in range(len(seg)):
+        if seg[i] != current:
+            current = seg[i]
+            now, stop = starts[current], starts[current + 1]
+            streak, heard = np.int64(0), False
+        while now < stop and ts[now] < at[i]:
+            if responded[now]:
+                streak, heard, answered = np.int64(0), True, ts[now]
+            elif exposed[now] and not (heard and ts[now] == answered):
+                streak += 1
+            now += 1
+        out[i] = streak
+    return out
+
+
+# -- the interface of kernels.py -------------------------------------------------------------------------------
+
+
+def segments(xp: Any, key: Array, ts: Array) -> tuple[Array, Array, bool]:
+    """See :func:`kernels.segments`; one pass."""
+    starts, seg, ordered = _segments(key, ts)
+    return starts, seg, bool(ordered)
+
+
+def lower_bounds(xp: Any, starts: Array, ts: Array, seg: Array, at: Array) -> Array:
+    """See :func:`kernels.lower_bounds`; a binary search within the segment, which cannot overflow."""
+    return cast(Array, _lower_bounds(starts, ts, seg, at))
+
+
+def window_counts(
+    xp: Any, starts: Array, ts: Array, codes: Array, kinds: int, seg: Array, at: Array, windows: list[int], out: Array
+) -> None:
+    """See :func:`kernels.window_counts`; two moving positions per window."""
+    _window_counts(starts, ts, codes, kinds, seg, at, np.array(windows, dtype=np.int64), out)
+
+
+def last_times(xp: Any, starts: Array, ts: Array, codes: Array, kinds: int, seg: Array, at: Array, never: int) -> Array:
+    """See :func:`kernels.last_times`."""
+    return cast(Array, _last_times(starts, ts, codes, kinds, seg, at, never))
+
+
+def ignored_streak(xp: Any, starts: Array, ts: Array, exposed: Array, responded: Array, seg: Array, at: Array) -> Array:
+    """See :func:`kernels.ignored_streak`."""
+    return cast(Array, _ignored_streak(starts, ts, exposed, responded, seg, at))
+
+
+def warm_up() -> float:
+    """Compile, or load from the cache, every twin for the types in use; seconds it took."""
+    began = time.perf_counter()
+    key, ts = np.zeros(2, dtype=np.int64), np.zeros(2, dtype=np.int64)
+    codes, mask = np.zeros(2, dtype=np.int32), np.zeros(2, dtype=bool)
+    starts, seg, _ = segments(np, key, ts)
+    lower_bounds(np, starts, ts, seg, ts)
+    window_counts(np, starts, ts, codes, 1, seg, ts, [1], np.zeros((2, 1), dtype=np.float32))
+    window_counts(np, starts, ts, codes, 1, seg, ts, [1], np.zeros((2, 2), dtype=np.float32)[:, :1])
+    last_times(np, starts, ts, codes, 1, seg, ts, 0)
+    ignored_streak(np, starts, ts, mask, mask, seg, ts)
+    return time.perf_counter() - began

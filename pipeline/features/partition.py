@@ -1,0 +1,118 @@
+"""One partition's events as arrays, and the kernels on them.
+
+Where the backend has a compiled twin of a kernel, the twin runs; the answers are the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.backend import Array, Backend, Frame
+from pipeline.errors import DataError
+from pipeline.features import kernels
+
+NEVER = -(1 << 62)
+
+
+@dataclass
+class Partition:
+    """One partition's events as arrays: whole subscribers, rows in the store's total order.
+
+    ``key``, ``ts``: int64[n]. ``kind``: int[n], position in ``vocabulary``, -1 for any other kind; ``human``: the
+    same with machine events taken out (the same array where none are flagged). ``starts``: int64[S+1]; ``seg``:
+    int64[n]. ``campaign``: int32[n], -1 for null, codes of this partition alone. ``value``: int64[n], micro-units.
+    """
+
+    backend: Backend
+    vocabulary: list[str]
+    key: Array
+    ts: Array
+    kind: Array
+    human: Array
+    starts: Array
+    seg: Array
+    campaign: Array | None = None
+    value: Array | None = None
+
+    @property
+    def xp(self) -> Any:
+        return self.backend.xp
+
+    @property
+    def rows(self) -> int:
+        return len(self.ts)
+
+    @property
+    def segments(self) -> int:
+        return len(self.starts) - 1
+
+    def code(self, kind: str) -> int:
+        return self.vocabulary.index(kind)
+
+    def is_any(self, kind: Array, names: tuple[str, ...]) -> Array:
+        """bool[n]: rows of one of these kinds; ``kind`` is ``self.kind`` or ``self.human``."""
+        mask = self.xp.zeros(len(kind), dtype=bool)
+        for name in names:
+            if name in self.vocabulary:
+                mask |= kind == self.vocabulary.index(name)
+        return mask
+
+    # -- kernels, by the compiled twin where the backend has one ---------------------------------------------------
+
+    def positions(self, seg: Array, at: Array) -> Array:
+        """The first row of its segment at or after each point, in any order: int64[q]."""
+        return self.backend.kernels.lower_bounds(self.xp, self.starts, self.ts, seg, at)
+
+    def window_counts(self, kinds: int, seg: Array, at: Array, windows: list[int], out: Array) -> None:
+        """See :func:`kernels.window_counts`; machine events are not counted."""
+        self.backend.kernels.window_counts(self.xp, self.starts, self.ts, self.human, kinds, seg, at, windows, out)
+
+    def last_times(self, kinds: int, seg: Array, at: Array) -> Array:
+        """See :func:`kernels.last_times`."""
+        return self.backend.kernels.last_times(self.xp, self.starts, self.ts, self.human, kinds, seg, at, NEVER)
+
+    def ignored_streak(self, exposure: tuple[str, ...], responses: tuple[str, ...], seg: Array, at: Array) -> Array:
+        """See :func:`kernels.ignored_streak`."""
+        exposed, responded = self.is_any(self.human, exposure), self.is_any(self.human, responses)
+        return self.backend.kernels.ignored_streak(self.xp, self.starts, self.ts, exposed, responded, seg, at)
+
+    def history(self, seg: Array, at: Array) -> Array:
+        """The subscriber's events before each point, machine events left out: int64[q]."""
+        end = self.positions(seg, at)
+        if self.human is self.kind:
+            return end - self.starts[seg]
+        machine = kernels.prefix_count(self.xp, (self.human < 0) & (self.kind >= 0))
+        return end - self.starts[seg] - (machine[end] - machine[self.starts[seg]])
+
+
+def partition_arrays(frame: Frame, vocabulary: list[str], backend: Backend, campaign: bool, value: bool) -> Partition:
+    """The arrays of a canonical event frame; no copy of the key and the time.
+
+    Args:
+        frame: index ``subscriber_key``, columns ``ts``, ``event`` and, where asked for and there, campaign and value.
+    Raises:
+        DataError: the rows are not sorted by (subscriber_key, ts), or a column holds nulls.
+    """
+    xp = backend.xp
+    key = backend.column(frame.index.to_series() if backend.on_gpu else frame.index)
+    ts = backend.column(frame["ts"])
+    starts, seg, ordered = backend.kernels.segments(xp, key, ts)
+    if not ordered:
+        raise DataError(
+            "events are not sorted by (subscriber_key, ts), as features need them: "
+            "read them with EventStore.read, or sort them"
+        )
+    kind = backend.codes(frame["event"], vocabulary)
+    human = kind
+    if "machine" in frame.columns:
+        human = xp.where(backend.column(frame["machine"]), -1, kind)
+    part = Partition(backend, vocabulary, key, ts, kind, human, starts, seg)
+    if campaign and "campaign" in frame.columns:
+        column = frame["campaign"].astype("category")
+        categories = column.cat.categories
+        names = categories.to_arrow().to_pylist() if backend.on_gpu else list(categories)
+        part.campaign = backend.codes(column, names)
+    if value and "value" in frame.columns:
+        part.value = backend.column(frame["value"])
+    return part

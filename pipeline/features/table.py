@@ -1,0 +1,175 @@
+"""Rows for a model: X, y, masks, weights and splits of one partition, and of a whole store as Dask tasks.
+
+A partition holds whole subscribers, so a table is a function of its partition alone: no shuffle, and memory bounded
+by one partition. Within it: decision points, labels, censoring, splits, downsampling, and only then the features of
+what is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipeline.backend import Array, Backend, Frame, backend_of
+from pipeline.errors import DataError
+from pipeline.features import samples, windows
+from pipeline.features.partition import Partition, partition_arrays
+from pipeline.features.samples import SampleRequest
+from pipeline.features.spec import FeatureSpec
+
+
+@dataclass
+class FeatureTable:
+    """One row per decision point, ascending by (subscriber_key, at).
+
+    ``X``: float32[n, F], C-contiguous, 64-byte aligned, never NaN, columns as in ``spec``.
+    ``y``, ``mask``: float32[n, H]; mask 1 where the outcome is known. ``weight``: float32[n].
+    ``split``: int8[n], 0 train, 1 validation, 2 hold-out, -1 none. ``keys``: frame of subscriber_key, at
+    (datetime64[us], naive UTC) and the columns the request keeps.
+    ``counts``: rows, dropped_censored (no outcome known yet), dropped_downsampled.
+    """
+
+    spec: FeatureSpec
+    X: Array
+    y: Array
+    mask: Array
+    weight: Array
+    split: Array
+    keys: Frame
+    counts: dict[str, int]
+
+    def __len__(self) -> int:
+        return len(self.X)
+
+
+def feature_table(
+    events: Frame, spec: FeatureSpec, request: SampleRequest, backend: Backend | None = None
+) -> FeatureTable:
+    """The table of one partition.
+
+    Args:
+        events: a canonical event frame of whole subscribers (index subscriber_key, total order).
+        backend: of the frame, found from it where absent.
+    Raises:
+        DataError: unsorted rows, nulls, or a column that the request needs is not there.
+    """
+    backend = backend or backend_of(events)
+    xp = backend.xp
+    events = _visible(events, request, backend)
+    vocabulary = list(dict.fromkeys([*spec.kinds, *request.kinds]))
+    part = partition_arrays(
+        events,
+        vocabulary,
+        backend,
+        campaign=any(h.match for h in request.heads),
+        value=any(h.sum for h in request.heads),
+    )
+    points = samples.decision_points(part, request)
+    censored = downsampled = 0
+    heads = len(request.heads)
+    y = xp.zeros((len(points), heads), dtype=xp.float32)
+    mask = xp.zeros((len(points), heads), dtype=xp.float32)
+    weight = xp.ones(len(points), dtype=xp.float32)
+    split = samples.splits(xp, part.key[part.starts[points.seg]], points.at, request)
+    if request.purpose == "train" and heads:
+        y, mask = samples.labels(part, request, points)
+        known = mask.any(axis=1)
+        key = part.key[part.starts[points.seg]]
+        kept, weight = samples.downsample(xp, key, points.at, y, mask, split, request.downsample)
+        censored, downsampled = int((~known).sum()), int((known & ~kept).sum())
+        if censored or downsampled:
+            rows = xp.flatnonzero(known & kept)
+            points = points.take(rows)
+            y, mask, weight, split = y[rows], mask[rows], weight[rows], split[rows]
+    X = backend.empty_aligned((len(points), len(spec)), xp.float32)
+    windows.write_features(part, spec, points.seg, points.at, request.timezone, X)
+    counts = {"rows": len(points), "dropped_censored": censored, "dropped_downsampled": downsampled}
+    return FeatureTable(spec, X, y, mask, weight, split, _keys(events, part, points, request), counts)
+
+
+def feature_tables(
+    store: Any, client: str, spec: FeatureSpec, request: SampleRequest, partitions: int | None = None
+) -> list[Any]:
+    """One delayed :class:`FeatureTable` per key range of the store; compute them on any Dask scheduler.
+
+    Args:
+        store: an EventStore. partitions: how many key ranges; the store's own choice where absent.
+    """
+    import dask
+
+    plan = store.plan(client, until=request.as_of, columns=request.columns(), partitions=partitions)
+    task = dask.delayed(_table_of_range, pure=False)
+    return [task(store, plan, i, spec, request) for i in range(len(plan.ranges))]
+
+
+def _table_of_range(store: Any, plan: Any, i: int, spec: FeatureSpec, request: SampleRequest) -> FeatureTable:
+    return feature_table(store.read_range(plan, i), spec, request)
+
+
+def concat(tables: Sequence[FeatureTable]) -> FeatureTable:
+    """One table of several, in their order; X is aligned again.
+
+    Raises:
+        DataError: no tables, or tables of different specifications.
+    """
+    if not tables:
+        raise DataError("there are no feature tables to put together: the client has no events before as_of")
+    if any(t.spec != tables[0].spec for t in tables):
+        raise DataError("feature tables of different specifications cannot be put together")
+    backend = backend_of(tables[0].X)
+    xp = backend.xp
+    rows = sum(len(t) for t in tables)
+    X = backend.empty_aligned((rows, tables[0].X.shape[1]), xp.float32)
+    start = 0
+    for table in tables:
+        X[start : start + len(table)] = table.X
+        start += len(table)
+    joined = {name: xp.concatenate([getattr(t, name) for t in tables]) for name in ("y", "mask", "weight", "split")}
+    counts = {name: sum(t.counts[name] for t in tables) for name in tables[0].counts}
+    return replace(tables[0], X=X, keys=_concat_frames([t.keys for t in tables], backend), counts=counts, **joined)
+
+
+def _visible(events: Frame, request: SampleRequest, backend: Backend) -> Frame:
+    """The rows that exist for this request: before as_of and, where asked, ingested by as_known_at."""
+    missing = [c for c in ("ts", "event") if c not in events.columns]
+    if events.index.name != "subscriber_key" or missing:
+        raise DataError(
+            f"expected an event frame with index subscriber_key and columns ts and event, found index "
+            f"{events.index.name!r} and columns {list(events.columns)}"
+        )
+    ts = backend.column(events["ts"])
+    hidden = None
+    if len(ts) and int(ts.max()) >= request.as_of:
+        hidden = ts >= request.as_of
+    if request.as_known_at is not None:
+        if "ingested_at" not in events.columns:
+            raise DataError("as_known_at needs the column ingested_at, which this read leaves out")
+        late = backend.column(events["ingested_at"]) > request.as_known_at
+        hidden = late if hidden is None else hidden | late
+    return events if hidden is None else events.iloc[backend.xp.flatnonzero(~hidden)]
+
+
+def _keys(events: Frame, part: Partition, points: samples.Points, request: SampleRequest) -> Frame:
+    """The key columns as a frame with a plain index. Without exposures, only what holds for a whole subscriber."""
+    df = part.backend.df
+    first = part.starts[points.seg]
+    keys = df.DataFrame({"subscriber_key": part.key[first], "at": points.at})
+    keys["at"] = keys["at"].astype("datetime64[us]")
+    rows = first if points.row is None else points.row
+    kept = [c for c in request.keys if c in events.columns and (points.row is not None or c == "subscriber")]
+    for name in kept:
+        keys[name] = events[name].take(rows).reset_index(drop=True)
+    if points.suppressed is not None and request.purpose == "score":
+        keys["suppressed"] = points.suppressed
+    return keys
+
+
+def _concat_frames(frames: list[Frame], backend: Backend) -> Frame:
+    """Rows of all frames; categories, which differ by partition, are brought to one vocabulary first."""
+    frames = [f for f in frames if len(f)] or frames[:1]
+    if not backend.on_gpu:
+        for name in [c for c in frames[0].columns if frames[0][c].dtype.name == "category"]:
+            known = sorted(set().union(*(set(f[name].cat.categories) for f in frames)))
+            frames = [f.assign(**{name: f[name].cat.set_categories(known)}) for f in frames]
+    return backend.df.concat(frames, ignore_index=True)

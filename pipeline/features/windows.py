@@ -1,0 +1,128 @@
+"""Point-in-time features of decision points: counts, recencies, rates, streaks, tenure and the calendar.
+
+A point sees ``[at - window, at)`` and nothing at or after ``at``. What each column means is in
+:class:`~pipeline.features.spec.FeatureSpec`; what is computed here follows it alone.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import functools
+import itertools
+import zoneinfo
+from typing import Any
+
+import numpy as np
+
+from pipeline.backend import Array
+from pipeline.errors import DataError
+from pipeline.features.partition import Partition
+from pipeline.features.spec import DAY, SMOOTH_HITS, SMOOTH_TRIALS, FeatureSpec
+
+_HOUR = 3_600_000_000
+
+
+def write_features(part: Partition, spec: FeatureSpec, seg: Array, at: Array, timezone: str, out: Array) -> None:
+    """Every feature of ``spec`` for each point, into ``out``.
+
+    Args:
+        seg, at: int64[q], ascending by (seg, at).
+        timezone: IANA name; hours and weekdays are of this zone.
+        out: float32[q, len(spec)].
+    """
+    if len(seg) == 0:
+        return
+    xp = part.xp
+    kinds, windows = list(spec.kinds), list(spec.windows)
+    if part.vocabulary[: len(kinds)] != kinds:
+        raise DataError("the partition's kinds must begin with the specification's")
+    ops = {f.op for f in spec.features}
+    table, direct = None, False
+    if ops & {"count", "rate"}:
+        wide = len(kinds) * len(windows)
+        direct = [f.name for f in spec.features[:wide]] == [f.name for f in FeatureSpec.counts(kinds, windows).features]
+        table = out[:, :wide] if direct else xp.empty((len(seg), wide), dtype=xp.float32)
+        part.window_counts(len(kinds), seg, at, windows, table)
+    times = part.last_times(len(kinds), seg, at) if "recency" in ops else None
+    calendar = _calendar(xp, at, timezone) if ops & {"hour_sin", "hour_cos", "weekday_sin", "weekday_cos"} else {}
+    column = {(kind, window): w * len(kinds) + k for w, window in enumerate(windows) for k, kind in enumerate(kinds)}
+    for j, feature in enumerate(spec.features):
+        if feature.op == "count":
+            assert table is not None
+            source = column[feature.kind, feature.window]  # type: ignore[index]
+            if not direct or source != j:
+                out[:, j] = table[:, source]
+        elif feature.op == "rate":
+            assert table is not None
+            assert spec.exposure is not None
+            hits = table[:, column[feature.kind, feature.window]]  # type: ignore[index]
+            trials = table[:, column[spec.exposure, feature.window]]  # type: ignore[index]
+            for bounce in spec.bounces:
+                trials = trials - table[:, column[bounce, feature.window]]  # type: ignore[index]
+            trials = xp.maximum(trials, np.float32(0))
+            out[:, j] = (hits + np.float32(SMOOTH_HITS)) / (trials + np.float32(SMOOTH_TRIALS))
+        elif feature.op == "recency":
+            assert times is not None
+            latest = times[:, kinds.index(feature.kind)]  # type: ignore[arg-type]
+            out[:, j] = xp.minimum(at - xp.maximum(latest, at - spec.cap), spec.cap) / DAY
+        elif feature.op == "streak":
+            out[:, j] = part.ignored_streak((spec.exposure or "",), spec.responses, seg, at)
+        elif feature.op == "tenure":
+            out[:, j] = xp.maximum(at - part.ts[part.starts[seg]], 0) / DAY
+        elif feature.op == "history":
+            out[:, j] = part.history(seg, at)
+        else:
+            out[:, j] = calendar[feature.op]
+
+
+# -- the calendar ----------------------------------------------------------------------------------------------
+
+
+def local_time(xp: Any, at: Array, timezone: str) -> Array:
+    """UTC microseconds as microseconds of the zone's wall clock: int64[q]."""
+    if len(at) == 0 or timezone == "UTC":
+        return at
+    since, offsets = _offsets(timezone, int(at.min()) // DAY, int(at.max()) // DAY)
+    index = xp.searchsorted(xp.asarray(since), at, side="right") - 1
+    return at + xp.asarray(offsets)[xp.maximum(index, 0)]
+
+
+def _calendar(xp: Any, at: Array, timezone: str) -> dict[str, Array]:
+    local = local_time(xp, at, timezone)
+    hour = local // _HOUR % 24
+    weekday = (local // DAY + 3) % 7  # 1970-01-01 was a Thursday
+    waves = {}
+    for name, value, period in (("hour", hour, 24), ("weekday", weekday, 7)):
+        # From small tables made on the host, so that both backends give the same bits.
+        angle = 2 * np.pi * np.arange(period) / period
+        waves[f"{name}_sin"] = xp.asarray(np.sin(angle).astype(np.float32))[value]
+        waves[f"{name}_cos"] = xp.asarray(np.cos(angle).astype(np.float32))[value]
+    return waves
+
+
+@functools.lru_cache(maxsize=64)
+def _offsets(timezone: str, first_day: int, last_day: int) -> tuple[np.ndarray, np.ndarray]:
+    """When the zone's offset from UTC changes, and to what: int64 microseconds each, the first entry before all.
+
+    zoneinfo keeps its transitions to itself: probe twice a day, then bisect to the second.
+    """
+    zone = zoneinfo.ZoneInfo(timezone)
+    epoch = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+
+    def offset(second: int) -> int:
+        found = zone.utcoffset((epoch + dt.timedelta(seconds=second)).astimezone(zone))
+        return int(found.total_seconds()) if found else 0
+
+    step = 43_200
+    probes = range(first_day * 86_400, (last_day + 1) * 86_400 + step, step)
+    since, offsets = [-(1 << 62)], [offset(probes[0])]
+    for a, b in itertools.pairwise(probes):
+        if offset(b) == offsets[-1]:
+            continue
+        low, high, before = a, b, offsets[-1]
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if offset(middle) == before else (low, middle)
+        since.append(high * 1_000_000)
+        offsets.append(offset(b))
+    return np.array(since, dtype=np.int64), np.array(offsets, dtype=np.int64) * 1_000_000
