@@ -16,7 +16,10 @@ from tests.decisions.rundir import EVIL, make_run
 RETAIL = Config(
     name="grocer",
     at=At(every="28d"),
-    outcomes={"redeem": Outcome(events="redeem", within="28d"), "spend": Outcome(sum="value", of="basket", within="28d")},
+    outcomes={
+        "redeem": Outcome(events="redeem", within="28d"),
+        "spend": Outcome(sum="value", of="basket", within="28d"),
+    },
     decide=Decide(hold_when=None, reward={"redeem": 1.0}),
 )  # fmt: skip
 
