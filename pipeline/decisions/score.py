@@ -27,10 +27,11 @@ from pipeline.config import Config, Decide
 from pipeline.decisions import lists
 from pipeline.decisions.assure import ACTIONS, Rule, assure, hashed_uniform
 from pipeline.decisions.prioritize import prioritize
-from pipeline.decisions.value import expected_effect
-from pipeline.features.samples import SampleRequest
+from pipeline.decisions.value import backtest, expected_effect
+from pipeline.features.samples import HOLDOUT, SampleRequest
 from pipeline.features.spec import FeatureSpec
 from pipeline.features.table import feature_table
+from pipeline.learning.truth import true_probabilities
 
 T = TypeVar("T")
 AHEAD = 2  # partitions read before they are needed
@@ -256,6 +257,50 @@ def _join(planned: pd.DataFrame, scored: Scored, heads: int) -> Scored:
     )
 
 
+# -- checking --------------------------------------------------------------------------------------------------
+
+
+def check(
+    store: Any,
+    client: str,
+    model: Any,
+    spec: FeatureSpec,
+    config: Config,
+    as_of: int,
+    partitions: int | None = None,
+) -> dict[str, Any] | None:
+    """The rule applied to the hold-out's decision points, whose outcomes are known; see ``value.backtest``.
+
+    Args:
+        as_of: where the data of the split end; not before that of the model's own training, or it is no hold-out.
+    Returns:
+        None where the rule holds nobody or its outcome was not learnt.
+    """
+    rule = Rule.from_config(config.decide)
+    heads = [head.name for head in model.heads]
+    if rule.hold_when not in heads or rule.hold_when in model.notes:
+        return None
+    request = SampleRequest.from_config(config, client, as_of, "train")
+    request = replace(request, since=request.bounds()["holdout"])
+    plan = store.plan(client, until=as_of, columns=request.columns(), partitions=partitions or config.partitions)
+    found: list[tuple[np.ndarray, ...]] = []
+    for table in _ahead(lambda i: feature_table(store.read_range(plan, i), spec, request), len(plan.ranges)):
+        backend = backend_of(table.X)
+        rows = backend.xp.flatnonzero(table.split == HOLDOUT)
+        if not len(rows):
+            continue
+        ids = np.empty(len(rows))
+        if "event_id" in table.keys.columns:
+            ids = backend.to_pandas(table.keys["event_id"]).to_numpy()[backend.to_host(rows)]
+        p = model.predict(table.X, rows)
+        found.append((*(backend.to_host(a) for a in (p, table.y[rows], table.mask[rows])), ids))
+    if not found:
+        return None
+    p, y, mask, ids = (np.concatenate(several) for several in zip(*found, strict=True))
+    truth = true_probabilities(config, client, ids) if config.source is not None and config.source.truth else None
+    return backtest(p, y, mask, heads, rule, truth=truth or None)
+
+
 # -- keeping ---------------------------------------------------------------------------------------------------
 
 
@@ -277,3 +322,31 @@ def summary(frame: pd.DataFrame, config: Config, model: Any = None) -> dict[str,
         found["as_of"] = frame["as_of"].iloc[0].isoformat()
         found["model_version"] = str(frame["model_version"].iloc[0])
     return found
+
+
+def decide_client(
+    store: Any, client: str, config: Config, backend: Backend, as_of: int, run_dir: Path, progress: Any = None
+) -> dict[str, Any]:
+    """Score one client with the model in use, write its rows of ``run_dir/decisions``, and check the rule.
+
+    Args:
+        as_of: microseconds UTC.
+    Returns:
+        the client's entry in metrics.json: that of :func:`summary`, and ``backtest``.
+    Raises:
+        ModelError: the client has no model, or it is damaged; and what :func:`score` raises.
+    """
+    from pipeline.learning import registry
+
+    version = registry.current(run_dir / "models", client)
+    model, spec, card = registry.load_current(run_dir / "models", client)
+    frame = score(store, client, model, spec, config, as_of, backend, model_version=version or "", progress=progress)
+    write(frame, run_dir / "decisions", client, as_of)
+    trained = pd.Timestamp(card["as_of"]) if card.get("as_of") else None
+    if trained is not None:
+        trained = trained.tz_convert("UTC").tz_localize(None) if trained.tzinfo else trained
+        # A decision for an earlier day is checked on what the model did not see, not on what it learnt from.
+        end = max(as_of, trained.as_unit("us").value)
+    else:
+        end = as_of
+    return summary(frame, config, model) | {"backtest": check(store, client, model, spec, config, end)}
