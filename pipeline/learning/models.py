@@ -64,7 +64,8 @@ class Architecture:
             made = cls(int(values["features"]), heads, hidden, float(values["dropout"]))
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"the model's architecture cannot be read ({error!r}); train again") from None
-        if made.features < 0 or not heads or any(u < 1 for u in hidden) or {h.kind for h in heads} - {"binary", "value"}:
+        kinds = {head.kind for head in heads}
+        if made.features < 1 or not heads or any(units < 1 for units in hidden) or kinds - {"binary", "value"}:
             raise ModelError(f"the model's architecture {values} is not one this version can build; train again")
         return made
 

@@ -23,8 +23,8 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 os.environ.setdefault("TF_GPU_ALLOCATOR", "cuda_malloc_async")
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
-import tensorflow as tf  # noqa: E402
-import keras  # noqa: E402  isort: skip
+import tensorflow as tf  # isort: skip
+import keras  # isort: skip
 
 __all__ = ["configure", "keras", "permutation", "shards", "tensor", "tf", "to_array"]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -91,6 +91,38 @@ class TrainedModel:
             elif self.heads[h].kind == "value":
                 out[:, h] = backend.xp.minimum(out[:, h] * label.smear, 2 * label.log[2])
         return out
+
+    def describe(self) -> dict[str, Any]:
+        """What :meth:`restore` needs beside the weights, as plain values."""
+        return {
+            "architecture": self.network.architecture.to_dict(),
+            "labels": [asdict(label) for label in self.labels],
+        }
+
+    def training(self) -> dict[str, Any]:
+        """How the training went, as plain values."""
+        names = ("seconds", "samples_per_second", "batch", "best_epoch", "history")
+        return {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def restore(
+        cls, described: dict[str, Any], weights: dict[str, np.ndarray], training: dict[str, Any]
+    ) -> TrainedModel:
+        """The model that gave :meth:`describe`, ``network.weights()`` and :meth:`training`.
+
+        Raises:
+            ModelError: they do not fit together.
+        """
+        try:
+            architecture = Architecture.from_dict(described["architecture"])
+            labels = [Label(**{**label, "log": tuple(label["log"])}) for label in described["labels"]]
+        except (KeyError, TypeError) as error:
+            raise ModelError(f"the model's description cannot be read ({error!r}); train again") from None
+        if len(labels) != len(architecture.heads):
+            raise ModelError(f"{len(labels)} labels for {len(architecture.heads)} heads; train again")
+        network = models.build(architecture)
+        network.set_weights(weights)
+        return cls(network, labels, **training)
 
     def _value_scale(self) -> Any:
         return tf.constant([label.log[:2] for label in self.labels], dtype=tf.float32)
