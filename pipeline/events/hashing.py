@@ -9,9 +9,8 @@ Source: Yann Collet, the XXH64 specification, https://github.com/Cyan4973/xxHash
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,87 +18,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.backend import Array, Backend
-
-
-@functools.cache
-def _compiled() -> tuple[Callable[..., None], Callable[..., None]]:
-    import numba
-
-    u = np.uint64
-    p1, p2, p3 = u(11400714785074694791), u(14029467366897019727), u(1609587929392839161)
-    p4, p5 = u(9650029242287828579), u(2870177450012600261)
-    byte, mask = u(8), u(0)
-
-    @numba.njit(nogil=True, cache=True, inline="always")
-    def rotate(x: Any, r: Any) -> Any:
-        return (x << u(r)) | (x >> u(64 - r))
-
-    @numba.njit(nogil=True, cache=True, inline="always")
-    def word(data: Any, at: int, size: int) -> Any:
-        value = mask
-        for i in range(size):
-            value |= u(data[at + i]) << (byte * u(i))
-        return value
-
-    @numba.njit(nogil=True, cache=True, inline="always")
-    def step(lane: Any, value: Any) -> Any:
-        return rotate(lane + value * p2, 31) * p1
-
-    @numba.njit(nogil=True, cache=True)
-    def digest(data: Any, lo: int, hi: int) -> Any:
-        at = lo
-        if hi - lo >= 32:
-            a, b, c, d = p1 + p2, p2, u(0), u(0) - p1
-            while at + 32 <= hi:
-                a = step(a, word(data, at, 8))
-                b = step(b, word(data, at + 8, 8))
-                c = step(c, word(data, at + 16, 8))
-                d = step(d, word(data, at + 24, 8))
-                at += 32
-            h = rotate(a, 1) + rotate(b, 7) + rotate(c, 12) + rotate(d, 18)
-            for lane in (a, b, c, d):
-                h = (h ^ step(u(0), lane)) * p1 + p4
-        else:
-            h = p5
-        h += u(hi - lo)
-        while at + 8 <= hi:
-            h = rotate(h ^ step(u(0), word(data, at, 8)), 27) * p1 + p4
-            at += 8
-        if at + 4 <= hi:
-            h = rotate(h ^ (word(data, at, 4) * p1), 23) * p2 + p3
-            at += 4
-        while at < hi:
-            h = rotate(h ^ (u(data[at]) * p5), 11) * p1
-            at += 1
-        h = (h ^ (h >> u(33))) * p2
-        h = (h ^ (h >> u(29))) * p3
-        return h ^ (h >> u(32))
-
-    @numba.njit(nogil=True, cache=True)
-    def texts(data: Any, offsets: Any, out: Any) -> None:
-        for i in range(len(out)):
-            out[i] = digest(data, offsets[i], offsets[i + 1])
-
-    @numba.njit(nogil=True, cache=True)
-    def integers(values: Any, out: Any) -> None:
-        text = np.empty(20, np.uint8)
-        for i in range(len(out)):
-            v = values[i]
-            rest = u(v) if v >= 0 else u(0) - u(v)
-            at = 20
-            while True:
-                at -= 1
-                tenth = rest // u(10)
-                text[at] = np.uint8(48) + np.uint8(rest - tenth * u(10))
-                rest = tenth
-                if rest == u(0):
-                    break
-            if v < 0:
-                at -= 1
-                text[at] = np.uint8(45)
-            out[i] = digest(text, at, 20)
-
-    return texts, integers
 
 
 def hash_ids(array: Any, backend: Backend) -> Array:
@@ -117,11 +35,12 @@ def hash_ids(array: Any, backend: Backend) -> Array:
         return distinct[backend.asarray(array.indices.to_numpy(zero_copy_only=False))]
     if backend.compiled:
         out = np.empty(len(array), dtype=np.uint64)
-        texts, integers = _compiled()
+        from pipeline.events import compiled
+
         if pa.types.is_integer(array.type):
-            integers(array.cast(pa.int64()).to_numpy(zero_copy_only=False), out)
+            compiled.hash_integers(array.cast(pa.int64()).to_numpy(zero_copy_only=False), out)
         else:
-            texts(*_text_buffers(array), out)
+            compiled.hash_texts(*_text_buffers(array), out)
         return out.view(np.int64)
     frame = backend.from_arrow(pa.table({"id": array.cast(pa.string())}))
     return backend.hash_strings(frame["id"])

@@ -7,7 +7,6 @@ tie, which is rare, by :func:`settle`. Each kernel is an array function with a c
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -32,110 +31,6 @@ def bucket_of(key: Array, bits: int) -> Array:
     return (xp_unsigned >> xp_unsigned.dtype.type(64 - bits)).view("int64")
 
 
-@functools.cache
-def _compiled() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    import numba
-
-    @numba.njit(nogil=True, cache=True)
-    def small_sort(k: Any, t: Any, o: Any, lo: int, hi: int) -> None:
-        for i in range(lo + 1, hi):
-            ki, ti, oi = k[i], t[i], o[i]
-            j = i - 1
-            while j >= lo and (k[j] > ki or (k[j] == ki and t[j] > ti)):
-                k[j + 1], t[j + 1], o[j + 1] = k[j], t[j], o[j]
-                j -= 1
-            k[j + 1], t[j + 1], o[j + 1] = ki, ti, oi
-
-    @numba.njit(nogil=True, cache=True)
-    def ascending(k: Any, t: Any, lo: int, hi: int) -> bool:
-        for i in range(lo + 1, hi):
-            if k[i] < k[i - 1] or (k[i] == k[i - 1] and t[i] < t[i - 1]):
-                return False
-        return True
-
-    @numba.njit(nogil=True, cache=True)
-    def settle_range(k: Any, t: Any, o: Any, lo: int, hi: int) -> None:
-        if ascending(k, t, lo, hi):
-            return
-        if hi - lo <= 48:
-            small_sort(k, t, o, lo, hi)
-            return
-        by = np.argsort(t[lo:hi], kind="mergesort")
-        kk, tt, oo = k[lo:hi][by], t[lo:hi][by], o[lo:hi][by]
-        by = np.argsort(kk, kind="mergesort")
-        k[lo:hi], t[lo:hi], o[lo:hi] = kk[by], tt[by], oo[by]
-
-    @numba.njit(nogil=True, cache=True)
-    def bucket_sort(key: Any, ts: Any, first: Any, shift: Any, buckets: int) -> Any:
-        """Scatter into buckets of about 8 rows by the key's leading bits, then sort each bucket; stable."""
-        n = len(key)
-        ends = np.zeros(buckets + 1, np.int64)
-        for i in range(n):
-            ends[((np.uint64(key[i]) - first) >> shift) + np.uint64(1)] += 1
-        for b in range(buckets):
-            ends[b + 1] += ends[b]
-        starts = ends.copy()
-        k, t, o = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.int64)
-        for i in range(n):
-            b = (np.uint64(key[i]) - first) >> shift
-            at = starts[b]
-            starts[b] += 1
-            k[at], t[at], o[at] = key[i], ts[i], i
-        for b in range(buckets):
-            if ends[b + 1] - ends[b] > 1:
-                settle_range(k, t, o, ends[b], ends[b + 1])
-        return o
-
-    @numba.njit(nogil=True, cache=True)
-    def merge(key: Any, ts: Any, starts: Any) -> Any:
-        """Merge sorted runs: all rows of the least key, run after run, then that subscriber's rows by time."""
-        runs, n = len(starts) - 1, len(key)
-        head = starts[:-1].copy()
-        heads = np.empty(runs, np.int64)
-        live = np.empty(runs, np.int64)
-        alive = 0
-        for r in range(runs):
-            if head[r] < starts[r + 1]:
-                live[alive] = r
-                heads[alive] = key[head[r]]
-                alive += 1
-        k, t, o = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.int64)
-        at = 0
-        while alive:
-            least = heads[0]
-            for a in range(1, alive):
-                if heads[a] < least:
-                    least = heads[a]
-            begin, sources, ended = at, 0, 0
-            for a in range(alive):
-                if heads[a] == least:
-                    r = live[a]
-                    i, end = head[r], starts[r + 1]
-                    while i < end and key[i] == least:
-                        k[at], t[at], o[at] = least, ts[i], i
-                        at += 1
-                        i += 1
-                    head[r] = i
-                    sources += 1
-                    if i < end:
-                        heads[a] = key[i]
-                    else:
-                        live[a] = -1
-                        ended += 1
-            if ended:
-                kept = 0
-                for a in range(alive):
-                    if live[a] >= 0:
-                        live[kept], heads[kept] = live[a], heads[a]
-                        kept += 1
-                alive = kept
-            if sources > 1:
-                settle_range(k, t, o, begin, at)
-        return o
-
-    return bucket_sort, merge
-
-
 def sort_order(key: Array, ts: Array, backend: Backend) -> Array:
     """The stable order of rows by ``(key, ts)``.
 
@@ -146,12 +41,13 @@ def sort_order(key: Array, ts: Array, backend: Backend) -> Array:
     """
     n = len(key)
     if backend.compiled and n:
+        from pipeline.events import compiled
+
         low, high = int(key.min()), int(key.max())
         span = max((high - low).bit_length(), 1)
         bits = min(max((n // 8).bit_length(), 1), span, 24)
-        bucket_sort, _ = _compiled()
         buckets = ((high - low) >> (span - bits)) + 1
-        return bucket_sort(key, ts, np.uint64(low % 2**64), np.uint64(span - bits), buckets)
+        return compiled.bucket_sort(key, ts, np.uint64(low % 2**64), np.uint64(span - bits), buckets)
     return lexsort([key, ts], backend)
 
 
@@ -163,7 +59,9 @@ def merge_order(key: Array, ts: Array, starts: list[int], backend: Backend) -> A
         starts: the runs' first positions and, last, n.
     """
     if backend.compiled:
-        return _compiled()[1](key, ts, np.asarray(starts, dtype=np.int64))
+        from pipeline.events import compiled
+
+        return compiled.merge(key, ts, np.asarray(starts, dtype=np.int64))
     return lexsort([key, ts], backend)
 
 
