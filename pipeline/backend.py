@@ -80,6 +80,15 @@ class Backend:
         if self.on_gpu:
             _cupy().cuda.get_current_stream().synchronize()
 
+    def free_memory(self) -> int:
+        """Bytes that can still be allocated where the arrays live."""
+        if self.on_gpu:
+            return int(_cupy().cuda.runtime.memGetInfo()[0])
+        import psutil
+        from distributed.system import MEMORY_LIMIT  # knows of control groups, which psutil does not
+
+        return int(min(psutil.virtual_memory().available, MEMORY_LIMIT))
+
     # -- frames ------------------------------------------------------------------------------------------------
 
     def from_arrow(self, table: pa.Table) -> Frame:

@@ -294,12 +294,12 @@ def _train_key(context: Context) -> str:
 
 
 def _decide_key(context: Context) -> str:
-    from pipeline.learning.registry import current_version
+    from pipeline.learning.registry import current
 
     decide = context.config.decide
     lists = [_stamp(path) for path in (decide.plan, decide.suppressed)]
     models = context.run.path / "models"
-    versions = {client: current_version(models, client) for client in context.store.clients()}
+    versions = {client: current(models, client) for client in context.store.clients()}
     return fingerprint("decide", _train_key(context), versions, lists)
 
 
