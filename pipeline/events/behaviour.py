@@ -29,10 +29,10 @@ One send (sigma is the logistic function; parameters are the fields of ``Paramet
     complaint      min(0.5, complain exp(-complain_patience a)) of the negative ones; the others unsubscribe
 
 with fit f = cos(2 pi (interest - topic) / 6) and quality q ~ N(0, 1) of the campaign. Unsubscribe and complaint
-exclude each other, so their probabilities add up to that of either; apart from what it leaves in the log, one
-send does not bear on another, so within the lag of a suppression somebody may leave twice. A second open or click of the same
-message does not change any probability. Delays are log-logistic, cut off within the horizon of their outcome (opens
-and clicks 3 days, leaving 7).
+exclude each other, so their probabilities add up to that of either; apart from what it leaves in the log, one send
+does not bear on another, so within the lag of a suppression somebody may leave twice. A second open or click of the
+same message does not change any probability. Delays are log-logistic, cut off within the horizon of their outcome
+(opens and clicks 3 days, leaving 7).
 
 Sends: a client runs 2 campaigns a day (``calendar``); a subscriber gets one of them, at random, with probability
 intensity of the day x tier. A client's list begins with its initial subscribers and grows by ``growth`` of them a
