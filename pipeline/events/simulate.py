@@ -253,7 +253,9 @@ def _existing(out: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
         other = [k for k in sorted({*settings, *wanted}) if settings.get(k) != wanted.get(k)]
         if other:
             text = ", ".join(f"{k} {settings.get(k)!r} there, {wanted.get(k)!r} wanted" for k in other)
-            raise ConfigError(f"{out} holds a simulation with other settings ({text}): choose another or delete it")
+            raise ConfigError(
+                f"{out} holds a simulation with other settings ({text}): choose another directory or delete it"
+            )
         return found["counts"] if name == MARKER else None
     raise ConfigError(f"{out} is not empty and holds no simulation: choose another directory")
 
