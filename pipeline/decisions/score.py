@@ -342,11 +342,7 @@ def decide_client(
     model, spec, card = registry.load_current(run_dir / "models", client)
     frame = score(store, client, model, spec, config, as_of, backend, model_version=version or "", progress=progress)
     write(frame, run_dir / "decisions", client, as_of)
-    trained = pd.Timestamp(card["as_of"]) if card.get("as_of") else None
-    if trained is not None:
-        trained = trained.tz_convert("UTC").tz_localize(None) if trained.tzinfo else trained
-        # A decision for an earlier day is checked on what the model did not see, not on what it learnt from.
-        end = max(as_of, trained.as_unit("us").value)
-    else:
-        end = as_of
+    # A decision for an earlier day is checked on what the model did not see, not on what it learnt from.
+    trained = np.datetime64(pd.Timestamp(card["as_of"]).tz_localize(None), "us").astype("int64") if card["as_of"] else 0
+    end = max(as_of, int(trained))
     return summary(frame, config, model) | {"backtest": check(store, client, model, spec, config, end)}

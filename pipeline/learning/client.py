@@ -131,8 +131,8 @@ def _too_short(store: EventStore, client: str, config: Config) -> str:
     split = config.split
     needed = split.validation + split.holdout + 3 * config.horizon + config.lateness
     return (
-        f"client {client!r} has no decision point to train on: its events span {(last - first) / 86_400e6:.1f} days, and "
-        f"validation, hold-out, three horizons and the lateness take {format_duration(needed)} of them; "
+        f"client {client!r} has no decision point to train on: its events span {(last - first) / 86_400e6:.1f} days, "
+        f"and validation, hold-out, three horizons and the lateness take {format_duration(needed)} of them; "
         "shorten split.validation, split.holdout or outcomes.*.within, or add history"
     )
 
