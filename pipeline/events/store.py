@@ -267,18 +267,20 @@ class EventStore:
 
     def read_plan(self, plan: ReadPlan) -> Any:
         """A plan as a Dask dataframe."""
+        import dask
         import dask.dataframe as dd
 
         divisions = (*plan.bounds[:-1], plan.bounds[-1] - 1)
         task = partial(read_part, backend=self.backend)
-        return dd.from_map(
-            task,
-            list(plan.parts),
-            meta=self.meta(plan),
-            divisions=divisions,
-            label="read-events",
-            enforce_metadata=False,
-        )
+        with dask.config.set({"dataframe.convert-string": False}):  # texts are pandas' own str on both sides already
+            return dd.from_map(
+                task,
+                list(plan.parts),
+                meta=self.meta(plan),
+                divisions=divisions,
+                label="read-events",
+                enforce_metadata=False,
+            )
 
     def meta(self, plan: ReadPlan) -> Frame:
         """An empty frame of the plan's columns and types, with categories unknown."""
