@@ -92,6 +92,22 @@ class Backend:
         strings[pa.large_string()] = strings[pa.string()]
         return table.to_pandas(types_mapper=strings.get, split_blocks=True, self_destruct=False)
 
+    def frame(self, columns: dict[str, Array], times: tuple[str, ...] = ()) -> Frame:
+        """Arrays of one length as a frame with a plain index, without a copy where the side allows.
+
+        Args:
+            times: columns of int64 microseconds that become naive datetime64[us].
+        """
+        if self.on_gpu:
+            made = _cudf().DataFrame(columns)
+            for name in times:
+                made[name] = made[name].astype("datetime64[us]")
+            return made
+        import pandas as pd
+
+        viewed = {n: c.view("datetime64[us]") if n in times else c for n, c in columns.items()}
+        return pd.DataFrame(viewed, copy=False)
+
     def to_arrow(self, frame: Frame) -> pa.Table:
         """A frame, without its index, as an Arrow table on the host."""
         if self.on_gpu:

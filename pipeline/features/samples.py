@@ -124,7 +124,7 @@ class SampleRequest:
 
     def columns(self) -> list[str]:
         """The columns of the log that this request reads, beside the key."""
-        wanted = ["ts", "event", *self.keys]
+        wanted = ["ts", "event", "machine", *self.keys]
         if any(h.match for h in self.heads):
             wanted.append("campaign")
         if any(h.sum for h in self.heads):
@@ -219,18 +219,18 @@ def _snapshots(part: Partition, request: SampleRequest, every: int) -> Points:
 
 def _active(part: Partition, request: SampleRequest, points: Points) -> Points:
     xp = part.xp
-    if len(points) == 0:
-        return points
-    end = part.positions(points.seg, points.at)
-    latest = part.ts[xp.maximum(end - 1, 0)]
-    active = (end > part.starts[points.seg]) & (latest >= points.at - request.active_within)
-    points, end = points.take(xp.flatnonzero(active)), end[active]
-    if len(points) == 0:
-        return points
-    left = last_before(xp, part.starts, part.is_any(part.kind, ENDINGS), points.seg, end)
-    back = last_before(xp, part.starts, part.is_any(part.kind, ("subscribe",)), points.seg, end)
-    returned = (back >= 0) & (part.ts[xp.maximum(back, 0)] > part.ts[xp.maximum(left, 0)])
-    points.suppressed = (left >= 0) & ~returned
+    if len(points):
+        end = part.positions(points.seg, points.at)
+        latest = part.ts[xp.maximum(end - 1, 0)]
+        active = (end > part.starts[points.seg]) & (latest >= points.at - request.active_within)
+        points = points.take(xp.flatnonzero(active))
+    points.suppressed = xp.zeros(len(points), dtype=bool)
+    if len(points):
+        end = end[active]
+        left = last_before(xp, part.starts, part.is_any(part.kind, ENDINGS), points.seg, end)
+        back = last_before(xp, part.starts, part.is_any(part.kind, ("subscribe",)), points.seg, end)
+        returned = (back >= 0) & (part.ts[xp.maximum(back, 0)] > part.ts[xp.maximum(left, 0)])
+        points.suppressed = (left >= 0) & ~returned
     if request.purpose == "score" and request.keep_suppressed:
         return points
     return points.take(xp.flatnonzero(~points.suppressed))
@@ -340,10 +340,11 @@ def splits(xp: Any, key: Array, at: Array, request: SampleRequest) -> Array:
     if request.purpose == "score":
         return xp.full(len(at), NONE, dtype=xp.int8)
     bounds = request.bounds()
-    split = xp.full(len(at), NONE, dtype=xp.int8)
-    split = xp.where(at < bounds["train_end"], TRAIN, split)
-    split = xp.where((at >= bounds["validation"]) & (at < bounds["validation_end"]), VALIDATION, split)
-    split = xp.where(at >= bounds["holdout"], HOLDOUT, split)
+    # Each bound passed moves on to the next of: train, gap, validation, gap, hold-out.
+    passed = xp.zeros(len(at), dtype=xp.int8)
+    for bound in (bounds["train_end"], bounds["validation"], bounds["validation_end"], bounds["holdout"]):
+        passed += at >= bound
+    split = xp.asarray(np.array([TRAIN, NONE, VALIDATION, NONE, HOLDOUT], dtype=np.int8))[passed]
     if request.holdout_share > 0:
         split = xp.where(hashed_share(xp, request.holdout_share, _HOLDOUT, key), HOLDOUT, split)
     return split.astype(xp.int8)

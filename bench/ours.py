@@ -1,0 +1,48 @@
+"""Our side of each workload."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from bench.features import Chunk, Idiom, Task
+
+
+def _prepare(task: Task) -> float:
+    import dask  # noqa: F401  (imports are off the clock for every engine)
+    import pandas as pd  # noqa: F401
+    from pipeline.events.store import EventStore  # noqa: F401
+
+    from pipeline.features import compiled, table  # noqa: F401
+
+    return compiled.warm_up()
+
+
+def _run(task: Task) -> Any:
+    import dask
+    from pipeline.events.store import EventStore
+
+    from pipeline.features.samples import SampleRequest
+    from pipeline.features.spec import FeatureSpec
+    from pipeline.features.table import feature_tables
+
+    store = EventStore(str(task.store))
+    (client,) = store.clients()
+    spec = FeatureSpec.counts(task.kinds, task.windows, task.exposure)
+    request = SampleRequest("train", as_of=2**61, heads=(), exposure=task.exposure, keys=())
+    tables = feature_tables(store, client, spec, request, task.partitions)
+    with ThreadPoolExecutor(task.threads) as pool:
+        return dask.compute(*tables, scheduler="threads", pool=pool)
+
+
+def _chunks(task: Task, tables: Any) -> Iterable[Chunk]:
+    for table in tables:
+        key = table.keys["subscriber_key"].to_numpy()
+        at = table.keys["at"].to_numpy().astype("datetime64[us]").astype(np.int64)
+        yield key, at, [table.X[:, j] for j in range(table.X.shape[1])]
+
+
+FEATURES = {"store": Idiom(_run, _chunks, keyed=True, prepare=_prepare)}

@@ -1,0 +1,150 @@
+"""The command: ``python -m pipeline.run``.
+
+Only this file parses arguments and talks to the terminal; what a stage does is in ``pipeline/stages.py``. Nothing
+heavy is imported before the options are known to be right, so ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from pipeline import __version__
+from pipeline.errors import ConfigError, EventgrainError, did_you_mean
+
+COMMANDS = {
+    "all": "every stage in order (the default)",
+    "plan": "say what a run would read and cost; reads no data, writes nothing",
+    "simulate": "write a simulated event log: --events, --out, --clients, --days, --seed, --ids, --workers",
+    "ingest": "raw files into the sorted store",
+    "rollup": "ingest, and counts and rates per campaign, provider and time",
+    "train": "ingest, and a model for each client, measured on a hold-out in time",
+    "decide": "everything up to the send/hold list",
+    "report": "everything up to report.html",
+}
+
+DESCRIPTION = """\
+Turn a raw event log into decisions: whom not to send the next message, and in
+which order to send the rest. Without --config a demo log is simulated and used."""
+
+EPILOG = """\
+commands:
+{commands}
+
+examples:
+  python -m pipeline.run                                    the demo, end to end, into runs/demo
+  python -m pipeline.run --config acme.yaml                 your own log
+  python -m pipeline.run plan --config acme.yaml            what would that read and cost?
+  python -m pipeline.run train --config acme.yaml model.epochs=5 windows=[7d,28d]
+  python -m pipeline.run simulate --events 20e6 --out /data/log
+
+Any option of the configuration can be given as key=value; README lists them all.
+Finished stages are not redone: an interrupted run goes on where it stopped.
+Exit status: 0 done, 2 something you can mend (one message says what), 130 interrupted."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; `python -m pipeline.run --help` lists what there is")
+
+
+def _count(text: str) -> int:
+    try:
+        value = float(text.replace("_", "").replace(",", ""))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number, as in 2000000 or 2e6") from None
+    if not 0 < value < 1e15 or value != int(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(value)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    commands = "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
+    parser = _Parser(
+        prog="python -m pipeline.run",
+        description=DESCRIPTION,
+        epilog=EPILOG.format(commands=commands),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("words", nargs="*", metavar="[COMMAND] [key=value ...]", help="see below")
+    parser.add_argument("-c", "--config", metavar="FILE", help="YAML configuration of your log and questions")
+    parser.add_argument("--as-of", metavar="DATE", help="decide as if it were this instant (UTC)")
+    parser.add_argument("--backend", metavar="NAME", help="auto, cpu (pandas) or gpu (cuDF); default auto")
+    parser.add_argument("--cluster", metavar="WHERE", help="auto, threads, local, gpu, slurm or tcp://host:port")
+    parser.add_argument("--version", action="version", version=f"eventgrain {__version__}")
+    simulate = parser.add_argument_group("simulate")
+    simulate.add_argument("--events", type=_count, metavar="N", help="about how many events (2e6)")
+    simulate.add_argument("--out", metavar="DIR", help="folder to write events/ and truth/ into")
+    simulate.add_argument("--clients", type=_count, metavar="N", help="number of clients (2)")
+    simulate.add_argument("--days", type=_count, metavar="N", help="days of history (180)")
+    simulate.add_argument("--seed", type=int, metavar="N", help="same seed, same log (1)")
+    simulate.add_argument("--ids", choices=["string", "integer"], help="form of subscriber and campaign ids")
+    simulate.add_argument("--workers", type=_count, metavar="N", help="threads to simulate with")
+    return parser
+
+
+def _split_words(words: list[str]) -> tuple[str, list[str]]:
+    command = "all"
+    if words and "=" not in words[0]:
+        command, *words = words
+    if command not in COMMANDS:
+        raise ConfigError(f"there is no command {command!r}: {did_you_mean(command, COMMANDS)}")
+    for word in words:
+        if "=" not in word:
+            raise ConfigError(f"{word!r} is neither a command (it would come first) nor a key=value override")
+    return command, words
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    try:
+        options = build_parser().parse_intermixed_args(argv)
+        command, overrides = _split_words(options.words)
+        return _dispatch(command, overrides, options)
+    except EventgrainError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("\ninterrupted: finished stages are kept; the same command goes on from there", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`); nothing is left to say, and Python must not say it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _dispatch(command: str, overrides: list[str], options: argparse.Namespace) -> int:
+    simulated = {k: getattr(options, k) for k in ("events", "out", "clients", "days", "seed", "ids", "workers")}
+    given = [f"--{k}" for k, v in simulated.items() if v is not None]
+    if command != "simulate" and given:
+        raise ConfigError(f"{', '.join(given)} belong to the command simulate; elsewhere write simulate.events=2e6")
+    for key in ("as_of", "backend", "cluster"):
+        value = getattr(options, key)
+        if value is not None:
+            overrides = [*overrides, f"{key}={value}"]
+
+    from pipeline import config as configuration
+    from pipeline import stages
+
+    if command == "simulate":
+        if options.out is None:
+            raise ConfigError("simulate needs --out DIR, the folder to write the log into")
+        keys = ("events", "clients", "days", "seed", "ids")
+        overrides += [f"simulate.{k}={simulated[k]}" for k in keys if simulated[k] is not None]
+        config = configuration.load(options.config, overrides)
+        stages.simulate_log(config, options.out, options.workers)
+        return 0
+    config = configuration.load(options.config, overrides)
+    if command == "plan":
+        stages.plan(config)
+        return 0
+    stages.run(config, until="report" if command == "all" else command)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

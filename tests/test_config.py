@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config import Config, format_duration, load, parse_duration
+from pipeline.errors import ConfigError
+
+
+def test_defaults_survive_a_round_trip(tmp_path: Path) -> None:
+    for overrides in ([], ["decide.hold_when=null", "timezone=Asia/Tokyo", "as_of=2026-10-01", "at={every: 7d}"]):
+        config = load(None, overrides)
+        path = tmp_path / "config.yaml"
+        path.write_text(config.dump())
+        assert load(path) == config
+
+
+@given(st.integers(1, 10_000), st.sampled_from("smhdw"))
+def test_durations(number: int, unit: str) -> None:
+    microseconds = parse_duration(f"{number}{unit}")
+    seconds = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}[unit]
+    assert microseconds == number * seconds * 1_000_000
+    assert parse_duration(format_duration(microseconds)) == microseconds
+
+
+@pytest.mark.parametrize("text", ["", "7", "7 days", "-7d", "0d", "7.5d", "d", "1e3d"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="is not a duration"):
+        load(None, [f"windows=['{text}']"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("modle.epochs=5", "modle: no such option; did you mean 'model'"),
+        ("model.epoch=5", "model.epoch: no such option; did you mean 'epochs'"),
+        ("model.epochs=no", "model.epochs"),
+        ("model=5", "model"),
+        ("windows=[7d, 1d]", "ascending"),
+        ("timezone=Europe/Amsterdm", "did you mean 'Europe/Amsterdam'"),
+        ("decide.hold_when=unsub", "decide names the outcome 'unsub'"),
+        ("decide.reward={clicks: 1}", "decide names the outcome 'clicks': did you mean 'click'"),
+        ("decide.explore=1.5", "decide.explore"),
+        ("outcomes.x={within: 3d}", "outcomes.x"),
+        ("at={event: send, every: 7d}", "exactly one"),
+        ("at={}", "exactly one"),
+        ("source={path: x, columns: {subscriber: u}}", "source.columns.ts: is required and absent"),
+        ("name=../up", "name"),
+        ("as_of=yesterday", "as_of"),
+        ("epochs", "write key=value"),
+        ("=5", "write key=value"),
+        ("model.epochs=[", "not YAML"),
+        ("name.x.y=1", "name"),
+    ],
+)
+def test_wrong_options_are_named(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(None, [override])
+    assert message in str(caught.value)
+
+
+def test_wrong_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read .*none\.yaml"):
+        load(tmp_path / "none.yaml")
+    for content in ("a: [", "just text", "- a list"):
+        (tmp_path / "bad.yaml").write_text(content)
+        with pytest.raises(ConfigError, match=r"bad\.yaml"):
+            load(tmp_path / "bad.yaml")
+
+
+def test_the_file_names_the_run(tmp_path: Path) -> None:
+    (tmp_path / "acme mail.yaml").write_text("timezone: Europe/Paris\n")
+    config = load(tmp_path / "acme mail.yaml", ["clients={a: {timezone: Asia/Tokyo}}"])
+    assert config.name == "acme-mail"
+    assert config.client_timezone("a") == "Asia/Tokyo"
+    assert config.client_timezone("b") == "Europe/Paris"
+
+
+def test_a_later_override_wins() -> None:
+    config: Config = load(None, ["model.epochs=5", "model.epochs=6"])
+    assert config.model.epochs == 6
