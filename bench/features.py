@@ -7,6 +7,7 @@ key range. Engines give rows in chunks of (subscriber, at, columns); a digest th
 from __future__ import annotations
 
 import importlib
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ class Task:
     def key_ranges(self) -> list[tuple[int, int]]:
         """Inclusive bounds of equal key ranges, as int64."""
         cuts = [-(2**63) + i * 2**64 // self.partitions for i in range(self.partitions + 1)]
-        return [(a, b - 1) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+        return [(a, b - 1) for a, b in itertools.pairwise(cuts)]
 
     def store_files(self) -> list[str]:
         """The store's Parquet files."""

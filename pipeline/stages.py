@@ -1,1 +1,323 @@
-"""What each stage of a run does."""
+"""What each stage of a run does, in order: simulate, ingest, rollup, train, decide, report.
+
+A stage is a function of a :class:`Context` that returns an :class:`Outcome`. Results are kept in the run directory
+under a key made of everything they depend on, so a finished stage is not redone and an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import __version__
+from pipeline.backend import Backend, choose
+from pipeline.config import Columns, Config, Source
+from pipeline.errors import ConfigError, StoreError
+from pipeline.progress import Progress
+from pipeline.rundir import STAGES, PeakMemory, RunDirectory, code_version, fingerprint
+
+if TYPE_CHECKING:
+    from cluster import Cluster
+    from pipeline.events.store import EventStore
+
+# The demo's log is mapped like anybody's.
+DEMO_COLUMNS = Columns(
+    subscriber="user_id",
+    ts="event_time",
+    event="event_name",
+    client="client",
+    event_id="message_id",
+    campaign="campaign_id",
+    provider="provider",
+    ingested_at="received_at",
+)
+DEMO_KINDS = ["send", "open", "click", "delete", "complaint", "unsubscribe", "subscribe", "soft_bounce", "hard_bounce"]
+EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+
+
+@dataclass
+class Context:
+    """One invocation: the resolved configuration, where it computes and where it writes."""
+
+    config: Config
+    backend: Backend
+    cluster: Cluster
+    run: RunDirectory
+
+    @functools.cached_property
+    def store(self) -> EventStore:
+        """The store as it was when first asked for: what one run reads is one snapshot."""
+        from pipeline.events.store import EventStore
+
+        return EventStore(self.config.store_uri, self.backend)
+
+    def refresh(self) -> None:
+        """Look at the store anew, after ingest."""
+        self.__dict__.pop("store", None)
+
+    def as_of(self, client: str) -> int:
+        """Where the client's data end, microseconds UTC: as configured, or after its last full local day."""
+        if self.config.as_of is not None:
+            return (self.config.as_of - EPOCH) // dt.timedelta(microseconds=1)
+        return self.store.last_full_day(client, self.config.client_timezone(client))
+
+
+@dataclass
+class Outcome:
+    """What a stage leaves: a line for the user, the rows it went through, and a JSON-ready result."""
+
+    line: str
+    rows: int
+    result: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """``key`` is everything the result depends on; None for a stage that finds out for itself what is done."""
+
+    work: Callable[[Context], Outcome]
+    key: Callable[[Context], str] | None = None
+
+
+def timestamp(us: int) -> str:
+    """Microseconds UTC as ISO text."""
+    return (EPOCH + dt.timedelta(microseconds=us)).isoformat()
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def with_source(config: Config) -> Config:
+    """The configuration, with the simulated demo log as its source where it names none."""
+    if config.source is not None:
+        return config
+    raw = config.run_dir / "raw"
+    source = Source(path=str(raw / "events"), columns=DEMO_COLUMNS, known=DEMO_KINDS, truth=str(raw / "truth"))
+    return config.model_copy(update={"source": source})
+
+
+def simulate_log(config: Config, out: str, workers: int | None = None) -> None:
+    """The command ``simulate``: write a log of ``config.simulate`` below ``out``."""
+    from pipeline.events.simulate import simulate
+
+    with Progress("simulate", config.simulate.events, "events") as progress:
+        report = simulate(config.simulate, Path(out), workers or 2, progress)
+    say(report.line())
+    say(f"events: {Path(out) / 'events'}\ntruth:  {Path(out) / 'truth'}")
+
+
+def run(config: Config, until: str = "report") -> None:
+    """Run the stages up to ``until``, reusing what is finished.
+
+    Raises:
+        EventgrainError: with a message for the user; what was finished before stays.
+    """
+    from cluster import connect
+
+    wanted = [s for s in STAGES[: STAGES.index(until) + 1] if s != "simulate" or config.source is None]
+    if until not in ("rollup", "report"):
+        wanted = [s for s in wanted if s != "rollup"]
+    config = with_source(config)
+    directory = RunDirectory(config)
+    backend = choose(config.backend)
+    began = time.perf_counter()
+    with directory.locked():
+        say(f"eventgrain {__version__}, run {config.name!r} in {directory.path}")
+        say(f"backend   {backend}")
+        with connect(config, log_bytes=_log_bytes(config), on_gpu=backend.on_gpu) as cluster:
+            say(f"cluster   {cluster}")
+            directory.write_config()
+            context = Context(config, backend, cluster, directory)
+            for name in wanted:
+                _run_stage(context, name)
+    say(f"done in {time.perf_counter() - began:.1f} s")
+    for path, what in (
+        ("report.html", "open it in a browser"),
+        ("decisions", "Delta table: who is held, who is sent to, in which order"),
+        ("metrics.json", "everything measured"),
+    ):
+        if (directory.path / path).exists():
+            say(f"  {directory.path / path!s:<28} {what}")
+
+
+def _run_stage(context: Context, name: str) -> None:
+    stage = _STAGES[name]
+    key = stage.key(context) if stage.key else ""
+    earlier = context.run.earlier(name, key) if key else None
+    if earlier is not None:
+        say(f"{name:<9} {earlier.get('line', '')}  [unchanged, reused]")
+        return
+    started = time.perf_counter()
+    with PeakMemory() as peak:
+        outcome = stage.work(context)
+    seconds = time.perf_counter() - started
+    timing = {
+        "seconds": round(seconds, 3),
+        "rows": outcome.rows,
+        "rows_per_second": round(outcome.rows / max(seconds, 1e-9)),
+        "peak_rss_bytes": peak.bytes,
+    }
+    context.run.record(name, key, {**outcome.result, "line": outcome.line}, timing)
+    say(f"{name:<9} {outcome.line}  [{seconds:.1f} s]")
+
+
+def _log_bytes(config: Config) -> int | None:
+    """Compressed bytes of the log, to choose a cluster by; None where neither source nor store says."""
+    from pipeline.events.files import find_files
+    from pipeline.events.store import EventStore
+
+    sizes = []
+    with _absent_is_fine():
+        sizes.append(EventStore(config.store_uri).bytes())
+    with _absent_is_fine():
+        assert config.source is not None  # noqa: S101
+        sizes.append(sum(found.size for found in find_files(config.source.path)[1]))
+    return max(sizes, default=None)
+
+
+class _absent_is_fine:  # noqa: N801
+    """The demo's source is yet to be simulated and a first run has no store; ingest makes all other complaints."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        from pipeline.errors import EventgrainError
+
+        return kind is not None and issubclass(kind, EventgrainError)
+
+
+# -- the stages --------------------------------------------------------------------------------------------------
+
+
+def _simulate(context: Context) -> Outcome:
+    from pipeline.events.simulate import simulate
+
+    settings = context.config.simulate
+    with Progress("simulate", settings.events, "events") as progress:
+        report = simulate(settings, context.run.path / "raw", context.cluster.workers or 2, progress)
+    return Outcome(report.line(), report.rows, {"kinds": report.kinds, "dirt": report.dirt})
+
+
+def _ingest(context: Context) -> Outcome:
+    from pipeline.events.ingest import ingest
+
+    with Progress("ingest") as progress:
+        report = ingest(context.config, context.backend, progress)
+    context.refresh()
+    store = context.store
+    rules = [dataclasses.asdict(rule) for rule in report.rules]
+    result = {
+        "events": store.totals(),
+        "rules": rules if report.files else context.run.result("ingest").get("rules", rules),
+        "version": store.version(),
+        "clients": store.clients(),
+    }
+    return Outcome(report.line(), report.rows_in, result)
+
+
+def _rollup(context: Context) -> Outcome:
+    from pipeline.features.rollup import rollup, write
+
+    store, rows = context.store, 0
+    with Progress("rollup", store.rows()) as progress:
+        for client in store.clients():
+            table = rollup(store, client, context.config)
+            write(table, str(context.run.path / "rollups"))
+            progress.advance(store.rows(client), client)
+            rows += len(table)
+    return Outcome(f"{rows:,} rows of counts and rates", store.rows())
+
+
+def _train(context: Context) -> Outcome:
+    from pipeline.learning.client import train_client
+
+    models: dict[str, Any] = {}
+    rows = 0
+    for client in context.store.clients():
+        trained = train_client(
+            context.store, client, context.config, context.backend, context.as_of(client), context.run.path / "models"
+        )
+        models[client] = trained.metrics
+        rows += trained.rows
+        say(f"          {client}: {trained.line}")
+    return Outcome(f"{_clients(len(models))}, {rows:,} decision points", rows, {"models": models})
+
+
+def _decide(context: Context) -> Outcome:
+    from pipeline.decisions.score import decide_client
+
+    clients: dict[str, Any] = {}
+    for client in context.store.clients():
+        clients[client] = decide_client(
+            context.store, client, context.config, context.backend, context.as_of(client), context.run.path
+        )
+        actions = clients[client]["actions"]
+        say(f"          {client}: " + ", ".join(f"{name} {count:,}" for name, count in sorted(actions.items())))
+    rows = sum(sum(c["actions"].values()) for c in clients.values())
+    return Outcome(f"{rows:,} subscribers of {_clients(len(clients))}", rows, {"clients": clients})
+
+
+def _report(context: Context) -> Outcome:
+    from pipeline.decisions.report import write_report
+
+    path = write_report(context.run.path)
+    return Outcome(f"{path}, {path.stat().st_size / 1e6:.1f} MB", 0)
+
+
+def _clients(number: int) -> str:
+    return f"{number:,} client" + ("" if number == 1 else "s")
+
+
+# -- keys --------------------------------------------------------------------------------------------------------
+
+
+def _rollup_key(context: Context) -> str:
+    config = context.config
+    zones = {client: config.client_timezone(client) for client in context.store.clients()}
+    return fingerprint("rollup", code_version(), str(config.store_uri), context.store.version(), zones)
+
+
+def _train_key(context: Context) -> str:
+    fields = {"at", "windows", "outcomes", "lateness", "split", "model", "timezone", "clients", "as_known_at", "decide"}
+    part = context.config.model_dump(mode="json", include=fields)
+    ends = {client: context.as_of(client) for client in context.store.clients()}
+    store = (context.config.store_uri, context.store.version())
+    return fingerprint("train", code_version(), store, context.backend.name, part, ends)
+
+
+def _decide_key(context: Context) -> str:
+    from pipeline.learning.registry import current_version
+
+    decide = context.config.decide
+    lists = [_stamp(path) for path in (decide.plan, decide.suppressed)]
+    models = context.run.path / "models"
+    versions = {client: current_version(models, client) for client in context.store.clients()}
+    return fingerprint("decide", _train_key(context), versions, lists)
+
+
+def _stamp(path: str | None) -> tuple[str, int, int] | None:
+    if path is None:
+        return None
+    try:
+        stat = Path(path).stat()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path!r}, named in the section decide: {error.strerror}") from None
+    return path, stat.st_size, stat.st_mtime_ns
+
+
+_STAGES = {
+    "simulate": Stage(_simulate),
+    "ingest": Stage(_ingest),
+    "rollup": Stage(_rollup, _rollup_key),
+    "train": Stage(_train, _train_key),
+    "decide": Stage(_decide, _decide_key),
+    "report": Stage(_report),
+}

@@ -47,19 +47,21 @@ def _natural(task: Task) -> Any:
         SELECT * EXCLUDE (event) FROM (
             SELECT subscriber, ts, event, {columns} FROM ({_raw(task)}) WINDOW {frames}
         ) WHERE event = '{task.exposure}'"""
-    return [_connect(task).execute(query).to_arrow_table()]
+    return [_connect(task).sql(query).to_arrow_table()]
 
 
 def _cumulative(task: Task, connection: Any, events: str) -> Any:
     """Cumulative counts, then one ASOF join per window bound."""
-    kinds = range(len(task.kinds))
-    running = ", ".join(f"count(*) FILTER (WHERE event = '{kind}') OVER w AS n{k}" for k, kind in enumerate(task.kinds))
+    # As INTEGER, not count's BIGINT: the joins then take half the time.
+    running = ", ".join(
+        f"(count(*) FILTER (WHERE event = '{kind}') OVER w)::INTEGER AS n{k}" for k, kind in enumerate(task.kinds)
+    )
     connection.execute(f"""
         CREATE OR REPLACE TEMP TABLE counted AS
         SELECT subscriber, ts, event, {running} FROM ({events})
         WINDOW w AS (PARTITION BY subscriber ORDER BY ts ROWS UNBOUNDED PRECEDING)""")
     columns = ", ".join(
-        f"(coalesce(e.n{k}, 0) - coalesce(b{i}.n{k}, 0))::INTEGER AS {kind}_{i}"
+        f"coalesce(e.n{k}, 0) - coalesce(b{i}.n{k}, 0) AS {kind}_{i}"
         for i in range(len(task.windows))
         for k, kind in enumerate(task.kinds)
     )
@@ -67,8 +69,7 @@ def _cumulative(task: Task, connection: Any, events: str) -> Any:
         f"ASOF LEFT JOIN counted b{i} ON p.subscriber = b{i}.subscriber AND p.ts - {window} > b{i}.ts"
         for i, window in enumerate(task.windows)
     )
-    del kinds
-    return connection.execute(f"""
+    return connection.sql(f"""
         SELECT p.subscriber, p.ts, {columns}
         FROM (SELECT subscriber, ts FROM counted WHERE event = '{task.exposure}') p
         ASOF LEFT JOIN counted e ON p.subscriber = e.subscriber AND p.ts > e.ts {joins}""").to_arrow_table()

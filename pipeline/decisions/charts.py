@@ -28,9 +28,9 @@ def human(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return "–"
     sign, size = ("−" if value < 0 else ""), abs(value)
-    for unit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if size >= unit * 0.9995:
-            scaled = size / (1e3 if letter == "k" else unit)
+    for least, unit, letter in ((9.995e11, 1e12, "T"), (9.995e8, 1e9, "G"), (9.995e5, 1e6, "M"), (9999.5, 1e3, "k")):
+        if size >= least:
+            scaled = size / unit
             digits = 0 if scaled >= 99.95 else 1
             return f"{sign}{scaled:.{digits}f}".removesuffix(".0") + letter
     if size >= 9.95 or size == int(size):

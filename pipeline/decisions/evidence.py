@@ -20,6 +20,7 @@ from pipeline.decisions.charts import (
     percent,
     plural,
     significant,
+    tick_number,
     tick_percent,
 )
 from pipeline.decisions.sections import share_of
@@ -151,10 +152,13 @@ def _by_day(table: pd.DataFrame, kinds: list[str], kind: str | None) -> list[Any
 
 MEASURES = (
     ("PR-AUC", "pr_auc", significant),
-    ("over base rate", "pr_auc_over_base", lambda v: f"{v:.1f}×"),
+    ("over base rate", "pr_auc_over_base_rate", lambda v: f"{v:.1f}×"),
     ("expected PR-AUC", "expected_pr_auc", significant),
     ("ROC-AUC", "roc_auc", significant),
     ("normalized entropy", "normalized_entropy", significant),
+    ("Gini", "normalized_gini", significant),
+    ("rank correlation", "spearman", significant),
+    ("mean absolute error", "mean_absolute_error", significant),
     ("expected / observed", "expected_over_observed", significant),
 )
 SCORERS = {
@@ -216,13 +220,14 @@ def _outcome(name: str, m: Mapping[str, Any]) -> dict[str, Any]:
             for label, b in budgets.items()
         ],
         "bins": _bins(m),
+        "write": human if m.get("normalized_gini") is not None or "mean" in m else percent,
         "note": m.get("note") or m.get("reason") or "",
     }
 
 
 def _measure(scorer: Mapping[str, Any], key: str, m: Mapping[str, Any]) -> float | None:
     value = scorer.get(key)
-    if value is None and key == "pr_auc_over_base" and scorer.get("pr_auc") is not None and m.get("base_rate"):
+    if value is None and key == "pr_auc_over_base_rate" and scorer.get("pr_auc") is not None and m.get("base_rate"):
         value = scorer["pr_auc"] / m["base_rate"]
     return None if value is None else float(value)
 
@@ -235,31 +240,31 @@ def _budgets(scorer: Mapping[str, Any]) -> dict[float, Mapping[str, Any]]:
 
 
 def _bins(m: Mapping[str, Any]) -> list[tuple[float, float, int]]:
-    """Reliability: mean prediction, observed share and rows of each bin, ascending."""
+    """Calibration: mean prediction, mean outcome and rows of each tenth, ascending."""
     return sorted(
-        (float(b["predicted"]), float(b["observed"]), int(b.get("rows") or 0))
-        for b in m.get("calibration") or []
-        if b.get("predicted") is not None and b.get("observed") is not None
+        (float(b["expected"]), float(b["observed"]), round(b.get("weight") or 0))
+        for b in m.get("deciles") or []
+        if b.get("expected") is not None and b.get("observed") is not None
     )
 
 
 def _reliability(outcome: Mapping[str, Any]) -> Any:
-    bins = outcome["bins"]
+    bins, write = outcome["bins"], outcome["write"]
     if len(bins) < 2:
         return None
     high = max(max(p, o) for p, o, _ in bins) * 1.08 or 1.0
-    rows = [[percent(p), percent(o), number(n)] for p, o, n in bins]
+    on_axis = tick_percent if write is percent else tick_number
     return figure(
         f"Calibration: {outcome['name'].replace('_', ' ')}",
-        "Tenths of the hold-out by predicted probability. On the diagonal, what was predicted is what happened.",
+        "Tenths of the hold-out by prediction. On the diagonal, what was predicted is what happened.",
         [
             Series("exact", [(0.0, 0.0), (high, high)], guide=True, dash="4 4"),
             Series("this model", [(p, o) for p, o, _ in bins], 1, dots=True),
         ],
-        Axis("predicted", 0, high, tick_percent),
-        Axis("observed", 0, high, tick_percent),
+        Axis("predicted", 0, high, on_axis),
+        Axis("observed", 0, high, on_axis),
         False,
-        numbers(["predicted", "observed", "rows"], rows),
+        numbers(["predicted", "observed", "rows"], [[write(p), write(o), number(n)] for p, o, n in bins]),
     )
 
 

@@ -44,9 +44,10 @@ def answer(decided: Mapping[str, Any], rule: Rule) -> dict[str, Any] | None:
         if _sum(clients, key)
     ]
     found: dict[str, Any] = {"unit": unit, "aside": (_join(aside) + ".") if aside else "", "checked": ""}
-    cards = []
+    cards: list[dict[str, Any]] = []
     if rule.hold_when is None:
         found |= _ranking(clients, unit, sent)
+        cards = found["cards"]
     elif all(c.get("avoided") is None for c in clients):
         found["headline"] = f"Nobody is held: there are too few {plural(rule.hold_when)} to learn from."
         found["detail"] = f"{human(sent)} {unit} are ranked by their expected reward."
@@ -117,7 +118,20 @@ def _ranking(clients: list[Mapping[str, Any]], unit: str, sent: float) -> dict[s
         for name, pairs in shares.items()
         if sum(n for _, n in pairs)
     ]
+    size = max((max(c.get("waves") or [0]) for c in clients), default=0)
+    cards = [{"value": human(sent), "label": "ranked", "note": unit}]
+    if waves > 1:
+        cards.append({"value": human(size), "label": "in a wave", "note": f"{waves} waves"})
+    for name, pairs in shares.items():
+        total = sum(n for _, n in pairs)
+        if total and waves > 1:
+            share = sum(s * n for s, n in pairs) / total
+            note = f"of all expected; {percent(1 / waves)} at random"
+            cards.append(
+                {"value": percent(share), "label": f"{plural(name)} in the first wave", "note": note, "tone": "good"}
+            )
     return {
+        "cards": cards,
         "headline": f"{human(sent)} {unit} ranked for the next message.",
         "detail": f"The first of {waves} equal waves holds {_join(parts)}." if parts and waves > 1 else "",
     }

@@ -73,7 +73,7 @@ def expected_effect(
     p = {
         name: np.nan_to_num(decisions[f"p_{name}"].to_numpy(dtype=np.float64, na_value=np.nan))
         for name in rule.heads
-        if f"p_{name}" in decisions.columns
+        if f"p_{name}" in decisions.columns and decisions[f"p_{name}"].notna().any()
     }
     sent = (action == "send") | (action == "explore")
     first = (decisions["wave"].fillna(0).to_numpy() == 1) & sent

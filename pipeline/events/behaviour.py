@@ -4,7 +4,9 @@ Everything below is a pure function of (settings, seed). The probabilities of a 
 
 - a few static traits of the subscriber: ``engagement`` e ~ N(0, 1), ``patience`` a ~ N(0, 1), ``interest`` in one of
   6 topics (uniform), a preferred local ``hour`` (uniform over 7..22), the inbox ``provider``, the cadence ``tier``;
-- one hidden two-state process, awake or asleep, a Markov chain with one step a day and rates fixed by e;
+- one hidden two-state process, awake or asleep, a Markov chain with one step a day (after that day's sends):
+  fall_asleep exp(-fall_engagement e) and wake_up exp(wake_engagement e); at its equilibrium when the log begins, awake
+  on joining;
 - what the log shows: ``volume`` (sends in the 7 UTC days before), ``streak`` (sends since the last UTC day with an
   open), ``received`` (sends since joining), and the campaign's topic, hour and quality.
 
@@ -27,8 +29,14 @@ One send (sigma is the logistic function; parameters are the fields of ``Paramet
     complaint      min(0.5, complain exp(-complain_patience a)) of the negative ones; the others unsubscribe
 
 with fit f = cos(2 pi (interest - topic) / 6) and quality q ~ N(0, 1) of the campaign. Unsubscribe and complaint exclude
-each other, so their probabilities add up to that of either. A second open or click of the same message does not change
-any probability. Whether a message is sent never depends on anything hidden.
+each other, so their probabilities add up to that of either; what becomes of one send does not depend on another's fate,
+so within the lag of a suppression somebody may leave twice. A second open or click of the same message does not change any
+probability. Delays are log-logistic, cut off within the horizon of their outcome (opens and clicks 3 days, leaving 7).
+
+Sends: a client runs 2 campaigns a day (``calendar``); a subscriber gets one of them, at random, with probability intensity
+of the day x tier. A client's list begins with its initial subscribers and grows by ``growth`` of them a day, each joining
+with a subscribe event. A hard bounce stops the sends at once, leaving within U(0, 2) days. Nothing hidden decides about a
+send but that lag. Times are UTC; hours are local, by a fixed offset of each client (no daylight saving).
 
 Sources: the rates are within what senders' benchmark reports publish (opens 15-30% of delivered, clicks 1-4%,
 unsubscribes 0.1-0.5%, complaints 0.01-0.1%, below Gmail's limit of 0.3%). The signs of the effects are common

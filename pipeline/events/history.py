@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError
 from pipeline.events import draws, rows
 from pipeline.events.behaviour import DAY, PROVIDERS, ClientWorld, Parameters, calendar, make_client
 from pipeline.events.dirt import resolve
-from pipeline.events.population import Block, Planned, SendTruth, World
+from pipeline.events.population import ANOMALY_OPENS, Block, Planned, SendTruth, World
 from pipeline.events.rows import Rows
 
 BLOCK = 16_384  # subscribers: temporary arrays stay in a core's cache
@@ -44,6 +44,7 @@ def make_world(settings: config.Simulate, parameters: Parameters | None = None) 
     clients = tuple(make_client(settings.seed, i, settings.start) for i in range(settings.clients))
     weights = np.power(0.43, np.arange(settings.clients))  # two clients: 70% and 30% of the events
     per_send = EVENTS_PER_SEND + 4.5 * rates["scanner"] + rates["machine_open"]
+    per_send += ANOMALY_OPENS * rates["anomaly"] / len(PROVIDERS) / settings.days
     initial = []
     for client, weight in zip(clients, weights / weights.sum(), strict=True):
         events = _sends_per_subscriber(client, settings.days) * per_send * (1 + rates["duplicate"])
@@ -156,15 +157,15 @@ def blocks_of(
     """(client, first, n) of blocks covering the clients' subscribers from begin(client) to those joined by ``days``."""
     for client in range(len(world.clients)):
         end = population(world, client, days)
-        for first in range(begin(client), end, size):
-            yield client, first, min(size, end - first)
+        for first in range(begin(client), end, BLOCK):
+            yield client, first, min(BLOCK, end - first)
 
 
-def groups_of(world: World, days: int, block: int = BLOCK, group: int = GROUP) -> Iterator[list[tuple[int, int, int]]]:
-    """The blocks of each group of up to ``group`` subscribers."""
+def groups_of(world: World, days: int) -> Iterator[list[tuple[int, int, int]]]:
+    """The blocks of each group of up to GROUP subscribers."""
     members: list[tuple[int, int, int]] = []
-    for member in blocks_of(world, lambda _: 0, days, block):
-        if members and sum(n for _, _, n in members) + member[2] > group:
+    for member in blocks_of(world, lambda _: 0, days):
+        if members and sum(n for _, _, n in members) + member[2] > GROUP:
             yield members
             members = []
         members.append(member)

@@ -205,10 +205,13 @@ def campaign_ids(world: World, ids: str, client: NDArray[Any], campaign: NDArray
     code = np.where(none, 0, campaign * np.int64(len(clients)) + client)
     present = np.zeros(int(code.max(initial=0)) + 1, bool)
     present[code] = True
-    index = np.cumsum(present) - 1
-    distinct = np.flatnonzero(present).tolist()
-    names = [campaign_name(clients[c % len(clients)], c // len(clients)) for c in distinct]
-    return dictionary(index[code], names, none)
+    distinct = np.flatnonzero(present)
+    names = [campaign_name(clients[c % len(clients)], c // len(clients)) for c in distinct.tolist()]
+    # Clients may use one name on one day, and a Parquet dictionary with repeats falls back to plain text.
+    unique = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    index = np.zeros(len(present), np.int64)
+    index[distinct] = [unique[name] for name in names]
+    return dictionary(index[code], unique, none)
 
 
 def write(table: Any, path: Path) -> None:

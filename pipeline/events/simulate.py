@@ -1,6 +1,8 @@
 """Event logs with a known truth: daily Parquet files as a collector would write them.
 
-The generative model is written down in behaviour.py, what is wrong with the log in dirt.py. What is written:
+The generative model is written down in behaviour.py, what is wrong with the log in dirt.py. A history is made in groups of
+up to 262,144 subscribers, one after the other, each a day at a time by threads over blocks of 16,384; memory is that of a
+group (about 0.4 GB) whatever the number of events. What is written:
 
     OUT/events/day=YYYY-MM-DD/part-NNNN.parquet   rows received on that UTC day, sorted by received_at within the part:
         client str, user_id str or int64, event_time timestamp[us, UTC], event_name str, campaign_id str or int64 (null
@@ -88,7 +90,10 @@ def simulate(
         return SimulationReport(out=out, seconds=0.0, reused=True, **done)
     for folder in ("events", "truth"):
         shutil.rmtree(out / folder, ignore_errors=True)
-        (out / folder).mkdir(parents=True)
+        try:
+            (out / folder).mkdir(parents=True)
+        except OSError as error:
+            raise ConfigError(f"cannot write the simulated log into {out}: {error.strerror}") from None
     _write_json(out / STARTED, wanted)
     write(campaign_table(world, settings.ids, days), out / "truth" / "campaigns.parquet")
     (out / "truth" / "state").mkdir()
@@ -232,6 +237,8 @@ def _advance(progress: Any, rows: int) -> None:
 
 def _existing(out: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
     """The counts of a complete simulation of the wanted settings in ``out``; None if it is to be made."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file: the simulated log needs a directory")
     if not out.exists() or not any(out.iterdir()):
         return None
     for name in (MARKER, STARTED):

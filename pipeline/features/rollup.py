@@ -10,9 +10,6 @@ whose distinct counts belong to the campaign as a whole.
 
 from __future__ import annotations
 
-import datetime as dt
-import functools
-import zoneinfo
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -20,7 +17,8 @@ import numpy as np
 import pandas as pd
 
 from pipeline.backend import Array, Backend, Frame, backend_of
-from pipeline.config import SECOND, UNITS, Config
+from pipeline.config import UNITS, Config
+from pipeline.features.windows import local_time
 
 Every = Literal["hour", "day"]
 COLUMNS = ["ts", "event", "campaign", "provider"]
@@ -39,30 +37,6 @@ RATES: dict[str, tuple[str, str, str]] = {
 }
 
 
-@functools.lru_cache(maxsize=256)
-def _transitions(timezone: str, first_day: int, last_day: int) -> tuple[np.ndarray, np.ndarray]:
-    """UTC instants at which the zone's offset changes, and the offset from each on: int64, microseconds."""
-    zone = zoneinfo.ZoneInfo(timezone)
-
-    def offset(second: int) -> int:
-        shift = dt.datetime.fromtimestamp(second, tz=zone).utcoffset()
-        return 0 if shift is None else shift // dt.timedelta(microseconds=1)
-
-    starts, offsets = [first_day * 86_400], [offset(first_day * 86_400)]
-    for day in range(first_day, last_day):
-        low, high = day * 86_400, (day + 1) * 86_400
-        after = offset(high)
-        if after == offsets[-1]:
-            continue
-        before = offsets[-1]
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if offset(middle) == before else (low, middle)
-        starts.append(high)
-        offsets.append(after)
-    return np.array(starts, dtype=np.int64) * SECOND, np.array(offsets, dtype=np.int64)
-
-
 def local_bucket(ts: Array, timezone: str, every: Every) -> Array:
     """Start of each time's hour or day on the clock of ``timezone``.
 
@@ -71,15 +45,8 @@ def local_bucket(ts: Array, timezone: str, every: Every) -> Array:
     Returns:
         int64[n], microseconds of the local clock. The hour that the end of summer time repeats is one bucket.
     """
-    backend = backend_of(ts)
-    xp = backend.xp
-    if ts.shape[0] == 0:
-        return ts
-    day = UNITS["d"]
-    starts, offsets = _transitions(timezone, int(ts.min()) // day, int(ts.max()) // day + 1)
-    position = xp.searchsorted(backend.asarray(starts), ts, side="right") - 1
-    local = ts + backend.asarray(offsets)[position]
-    unit = UNITS["h"] if every == "hour" else day
+    local = local_time(backend_of(ts).xp, ts, timezone)
+    unit = UNITS["h" if every == "hour" else "d"]
     return local - local % unit
 
 

@@ -219,18 +219,18 @@ def _snapshots(part: Partition, request: SampleRequest, every: int) -> Points:
 
 def _active(part: Partition, request: SampleRequest, points: Points) -> Points:
     xp = part.xp
-    if len(points) == 0:
-        return points
-    end = part.positions(points.seg, points.at)
-    latest = part.ts[xp.maximum(end - 1, 0)]
-    active = (end > part.starts[points.seg]) & (latest >= points.at - request.active_within)
-    points, end = points.take(xp.flatnonzero(active)), end[active]
-    if len(points) == 0:
-        return points
-    left = last_before(xp, part.starts, part.is_any(part.kind, ENDINGS), points.seg, end)
-    back = last_before(xp, part.starts, part.is_any(part.kind, ("subscribe",)), points.seg, end)
-    returned = (back >= 0) & (part.ts[xp.maximum(back, 0)] > part.ts[xp.maximum(left, 0)])
-    points.suppressed = (left >= 0) & ~returned
+    if len(points):
+        end = part.positions(points.seg, points.at)
+        latest = part.ts[xp.maximum(end - 1, 0)]
+        active = (end > part.starts[points.seg]) & (latest >= points.at - request.active_within)
+        points = points.take(xp.flatnonzero(active))
+    points.suppressed = xp.zeros(len(points), dtype=bool)
+    if len(points):
+        end = end[active]
+        left = last_before(xp, part.starts, part.is_any(part.kind, ENDINGS), points.seg, end)
+        back = last_before(xp, part.starts, part.is_any(part.kind, ("subscribe",)), points.seg, end)
+        returned = (back >= 0) & (part.ts[xp.maximum(back, 0)] > part.ts[xp.maximum(left, 0)])
+        points.suppressed = (left >= 0) & ~returned
     if request.purpose == "score" and request.keep_suppressed:
         return points
     return points.take(xp.flatnonzero(~points.suppressed))

@@ -84,7 +84,8 @@ def quality_metrics() -> dict[str, Any]:
 
 def head_metrics(rate: float, truth: bool) -> dict[str, Any]:
     bins = [
-        {"predicted": rate * x, "observed": rate * x * (1.1 - x / 40), "rows": 40_000} for x in np.geomspace(0.2, 4, 10)
+        {"expected": rate * x, "observed": rate * x * (1.1 - x / 40), "weight": 40_000}
+        for x in np.geomspace(0.2, 4, 10)
     ]
 
     def scorer(lift: float) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def head_metrics(rate: float, truth: bool) -> dict[str, Any]:
         return {"pr_auc": rate * lift, "roc_auc": 0.5 + lift / 15, "normalized_entropy": 1 - lift / 60,
                 "expected_over_observed": 1.02, "budgets": budgets}  # fmt: skip
 
-    found = {"rows": 400_000, "positives": int(400_000 * rate), "base_rate": rate, **scorer(3.1), "calibration": bins}
+    found = {"rows": 400_000, "positives": int(400_000 * rate), "base_rate": rate, **scorer(3.1), "deciles": bins}
     found["baselines"] = {
         "base_rate": scorer(1.0) | {"roc_auc": 0.5, "normalized_entropy": 1.0},
         "logistic": scorer(2.8),

@@ -3,14 +3,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pipeline.backend import Backend
 from pipeline.config import Config
+from pipeline.errors import ConfigError, DataError
 from pipeline.features.samples import Head, SampleRequest
 from pipeline.features.spec import FeatureSpec
-from pipeline.features.table import FeatureTable, feature_table
+from pipeline.features.table import FeatureTable, concat, feature_table
 from tests.features import oracle
-from tests.features.logs import DAY, KINDS, Event, frame_of, logs
+from tests.features.logs import DAY, KINDS, Event, by_key_range, frame_of, logs, ordered, random_log
 
 SPEC = FeatureSpec.from_config(Config(windows=["1d", "7d"]), KINDS)
 HEADS = (
@@ -63,3 +65,145 @@ def test_features_and_labels_agree_with_plain_python(backend: Backend, events: l
     for i, row in zip(kept, columns(table, backend), strict=True):
         for name, value in oracle.feature(SPEC, events, sends[i].key, sends[i].ts).items():
             assert row[name] == pytest.approx(value, rel=1e-6, abs=1e-6), name
+
+
+@generated(80)
+@given(events=logs(), partitions=st.sampled_from([1, 2, 7, 64]), seed=st.integers(0, 9))
+def test_partitions_and_arrival_order_change_nothing(
+    backend: Backend, events: list[Event], partitions: int, seed: int
+) -> None:
+    asked = request(holdout=4 * DAY, validation=3 * DAY, holdout_share=0.3, downsample=0.5)
+    shuffled = [events[i] for i in np.random.default_rng(seed).permutation(len(events))]
+    whole = feature_table(frame_of(events, backend), SPEC, asked, backend)
+    parts = [frame_of(p, backend) for p in by_key_range(ordered(shuffled), partitions)]
+    joined = concat([feature_table(part, SPEC, asked, backend) for part in parts])
+    assert joined.counts == whole.counts
+    left, right = rows(whole, backend), rows(joined, backend)
+    assert list(left) == list(right)
+    assert all((left[k] == right[k]).all() for k in left)
+
+
+@pytest.mark.parametrize("partitions", [1, 2, 7, 64])
+def test_a_large_log_in_any_number_of_partitions(backend: Backend, partitions: int) -> None:
+    events = random_log(np.random.default_rng(5), 20_000, 300, 60)
+    asked = request(as_of=60 * DAY, holdout=9 * DAY, validation=9 * DAY, downsample=0.5)
+    whole = feature_table(frame_of(events, backend), SPEC, asked, backend)
+    joined = concat(
+        [feature_table(frame_of(p, backend), SPEC, asked, backend) for p in by_key_range(events, partitions)]
+    )
+    assert joined.counts == whole.counts
+    for name in ("X", "y", "mask", "weight", "split"):
+        assert (backend.to_host(getattr(joined, name)) == backend.to_host(getattr(whole, name))).all(), name
+    assert len(whole) > 5000
+
+
+@generated(150)
+@given(events=logs(), others=logs(max_size=10), at=st.integers(0, 40))
+def test_what_happens_at_or_after_the_decision_changes_no_feature(
+    backend: Backend, events: list[Event], others: list[Event], at: int
+) -> None:
+    """Replace everything at or after an instant: every decision up to it, the ones at it included, sees the same."""
+    instant = at * DAY // 2
+    past = [e for e in events if e.ts < instant]
+    marker = [Event(7, instant, "send", "a", 900)]
+    spoiled = [e._replace(event_id=500 + i) for i, e in enumerate(others) if e.ts >= instant]
+    asked = request(heads=(), as_of=40 * DAY)
+    left = rows(feature_table(frame_of(ordered(events + marker), backend), SPEC, asked, backend), backend)
+    right = rows(feature_table(frame_of(ordered(past + marker + spoiled), backend), SPEC, asked, backend), backend)
+    common = [k for k in left if k[1] <= instant and (k[1] < instant or k[2] == 900)]
+    assert common
+    assert all((left[k] == right[k]).all() for k in common)
+
+
+def test_shifting_by_whole_weeks_changes_nothing(backend: Backend) -> None:
+    events = random_log(np.random.default_rng(6), 3000, 40, 60)
+    week = 7 * DAY
+    later = [e._replace(ts=e.ts + 5 * week) for e in events]
+    one = feature_table(frame_of(events, backend), SPEC, request(as_of=60 * DAY), backend)
+    two = feature_table(frame_of(later, backend), SPEC, request(as_of=60 * DAY + 5 * week), backend)
+    for name in ("X", "y", "mask", "split"):
+        assert (backend.to_host(getattr(one, name)) == backend.to_host(getattr(two, name))).all(), name
+
+
+def test_as_known_at_hides_what_came_later(backend: Backend) -> None:
+    events = random_log(np.random.default_rng(7), 500, 10, 30)
+    late = {e.event_id for e in events if e.event_id % 3 == 0}
+    frame = frame_of(events, backend)
+    arrived = [40 * DAY if e.event_id in late else e.ts for e in events]
+    frame["ingested_at"] = backend.df.Series(np.array(arrived).astype("datetime64[us]"), index=frame.index)
+    asked = request(as_of=30 * DAY, as_known_at=35 * DAY)
+    known = frame_of([e for e in events if e.event_id not in late], backend)
+    left, right = (
+        feature_table(frame, SPEC, asked, backend),
+        feature_table(known, SPEC, request(as_of=30 * DAY), backend),
+    )
+    assert rows(left, backend).keys() == rows(right, backend).keys()
+    assert (backend.to_host(left.X) == backend.to_host(right.X)).all()
+    assert (backend.to_host(left.y) == backend.to_host(right.y)).all()
+    with pytest.raises(DataError, match="as_known_at needs the column ingested_at"):
+        feature_table(frame.drop(columns=["ingested_at"]), SPEC, asked, backend)
+
+
+def test_x_is_ready_for_tensorflow(backend: Backend) -> None:
+    events = random_log(np.random.default_rng(8), 400, 10, 30)
+    tables = [feature_table(frame_of(p, backend), SPEC, request(), backend) for p in by_key_range(events, 2)]
+    for table in [*tables, concat(tables)]:
+        assert table.X.dtype == np.float32
+        assert table.X.flags.c_contiguous
+        assert (table.X.data.ptr if backend.on_gpu else table.X.ctypes.data) % 64 == 0
+        assert not backend.to_host(backend.xp.isnan(table.X)).any()
+        assert len(table.keys) == len(table) == len(table.y) == len(table.weight)
+
+
+@pytest.mark.parametrize("events", [[], [Event(1, 5, "open")], [Event(1, 5, "send")]])
+@pytest.mark.parametrize("changes", [{}, {"purpose": "score"}, {"exposure": None, "every": DAY}])
+def test_tiny_partitions(backend: Backend, events: list[Event], changes: dict[str, object]) -> None:
+    heads = tuple(h for h in HEADS if not h.match)
+    table = feature_table(frame_of(events, backend), SPEC, request(heads=heads, **changes), backend)
+    snapshots = 18 if "every" in changes else 1  # as_of and lateness leave 18 days whose 2-day horizon is known
+    expected = 0 if not events else snapshots if changes or events[0].event == "send" else 0
+    assert len(table) == expected
+    assert len(concat([table, table])) == 2 * expected
+    assert {"subscriber_key", "at"} <= set(table.keys.columns)
+
+
+def test_rows_out_of_order_are_refused(backend: Backend) -> None:
+    with pytest.raises(DataError, match="not sorted by"):
+        feature_table(frame_of([Event(1, 5, "send"), Event(1, 4, "send")], backend), SPEC, request(), backend)
+
+
+def test_missing_columns_are_named(backend: Backend) -> None:
+    frame = frame_of([Event(1, 5, "send")], backend)
+    with pytest.raises(DataError, match="no campaigns"):
+        feature_table(frame.drop(columns=["campaign"]), SPEC, request(), backend)
+    with pytest.raises(DataError, match="'value'"):
+        feature_table(frame.drop(columns=["value"]), SPEC, request(), backend)
+    with pytest.raises(DataError, match="expected an event frame"):
+        feature_table(frame.drop(columns=["event"]), SPEC, request(), backend)
+
+
+def test_a_sum_that_could_overflow_is_refused(backend: Backend) -> None:
+    events = [Event(1, i, "purchase", None, i, 2**61) for i in range(3)]
+    with pytest.raises(DataError, match="could exceed 62 bits"):
+        feature_table(frame_of([*events, Event(1, 5, "send")], backend), SPEC, request(), backend)
+
+
+def test_nothing_to_put_together() -> None:
+    with pytest.raises(DataError, match="no feature tables"):
+        concat([])
+
+
+def test_keys_of_different_campaigns_meet(backend: Backend) -> None:
+    tables = [
+        feature_table(frame_of([Event(k, 5, "send", c, k)], backend), SPEC, request(), backend)
+        for k, c in ((1, "x"), (2, None), (3, "y"))
+    ]
+    keys = backend.to_pandas(concat(tables).keys)
+    assert keys["campaign"].astype(object).where(keys["campaign"].notna(), None).tolist() == ["x", None, "y"]
+    assert keys["event_id"].tolist() == [1, 2, 3]
+    assert str(keys["at"].dtype) == "datetime64[us]"
+
+
+def test_match_needs_events() -> None:
+    with pytest.raises(ConfigError, match="'match: campaign' needs decisions at events"):
+        SampleRequest.from_config(Config(at={"every": "7d"}), "acme", AS_OF)

@@ -1,0 +1,352 @@
+"""Every active subscriber's probabilities, and what to do about them: the decisions table.
+
+Rows are one hypothetical send per active subscriber, at the client's next usual hour (the commonest local hour of its
+exposures) or, where decisions are regular snapshots, at as_of; or the sends of a plan, each at its own hour. Features
+come from the model version's own specification. Partitions are read ahead in threads while the model predicts; only
+keys, ids and probabilities are kept, a few dozen bytes a row.
+
+Nobody is left out in silence: the suppressed are rows too (held), and so are the too new (unscored), and the
+subscribers of a plan whom the log does not know.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+
+from pipeline import results
+from pipeline.backend import Array, Backend, Frame, backend_of
+from pipeline.config import Config, Decide
+from pipeline.decisions import lists
+from pipeline.decisions.assure import ACTIONS, Rule, assure, hashed_uniform
+from pipeline.decisions.prioritize import prioritize
+from pipeline.decisions.value import backtest, expected_effect
+from pipeline.features.samples import HOLDOUT, SampleRequest
+from pipeline.features.spec import FeatureSpec
+from pipeline.features.table import feature_table
+from pipeline.learning.truth import true_probabilities
+
+T = TypeVar("T")
+AHEAD = 2  # partitions read before they are needed
+EVER = 1 << 60  # microseconds; longer than any history
+
+
+@dataclass
+class Scored:
+    """Rows of one client before any decision, on the backend but for the texts.
+
+    ``keys``, ``at``: int64[n]; ``p``: float32[n, H]; ``events``: int64[n] of history; ``suppressed``: bool[n];
+    ``subscriber``, ``campaign``: host arrays of text (a campaign may be None).
+    """
+
+    keys: Array
+    at: Array
+    p: Array
+    events: Array
+    suppressed: Array
+    subscriber: np.ndarray
+    campaign: np.ndarray | None = None
+
+
+def decide(
+    client: str, scored: Scored, heads: list[str], unlearned: set[str], settings: Decide, as_of: int, version: str
+) -> pd.DataFrame:
+    """The rows of the decisions table, first those to send in their order, then the others by key.
+
+    Args:
+        heads: outcome names in the column order of ``scored.p``.
+        unlearned: heads that predict only their base rate. As ``hold_when`` such a head holds nobody and its column is
+            null; as a reward its base rate counts.
+        as_of: microseconds UTC.
+    """
+    backend = backend_of(scored.keys)
+    rule = Rule.from_config(settings)
+    column = {name: scored.p[:, i] for i, name in enumerate(heads)}
+    known = {n: p for n, p in column.items() if not (n == rule.hold_when and n in unlearned)}
+    salts: list[Array | int] = [as_of, scored.at]
+    if scored.campaign is not None:
+        salts.append(backend.asarray(lists.keys_of(scored.campaign)))
+    found = assure(
+        {n: known[n] for n in rule.heads if n in known},
+        rule,
+        draw=hashed_uniform(scored.keys, *salts),
+        events=scored.events,
+        suppressed=scored.suppressed,
+    )
+    rank, wave = prioritize(found.net, found.action, scored.keys, rule.waves)
+    keys, at, place, in_wave = (backend.to_host(a) for a in (scored.keys, scored.at, rank, wave))
+    order = np.lexsort((at, keys, np.where(place > 0, place, len(keys) + 1)))
+    instant = np.datetime64(as_of, "us")
+    n = len(keys)
+    campaign = scored.campaign[order] if scored.campaign is not None else np.full(n, None, dtype=object)
+    frame = pd.DataFrame(
+        {
+            "client": pd.Series([client] * n, dtype="str"),
+            "subscriber": pd.Series(scored.subscriber[order], dtype="str"),
+            "as_of": np.full(n, instant),
+            "at": at[order].astype("datetime64[us]"),
+            "campaign": pd.Series(campaign, dtype="str"),
+        }
+    )
+    for name, values in column.items():
+        p = backend.to_host(values)[order].astype(np.float32)
+        frame[f"p_{name}"] = p if name in known else np.full(n, np.nan, dtype=np.float32)
+    frame["action"] = _words(ACTIONS, backend.to_host(found.action)[order])
+    frame["reason"] = _words(rule.reason_names, backend.to_host(found.reason)[order])
+    frame["propensity"] = backend.to_host(found.propensity)[order]
+    frame["rank"] = pd.Series(place[order], dtype="Int64").where(place[order] > 0)
+    frame["wave"] = pd.Series(in_wave[order], dtype="Int32").where(in_wave[order] > 0)
+    frame["model_version"] = pd.Series([version] * n, dtype="str")
+    frame["date"] = pd.Series([_date(as_of)] * n, dtype="str")
+    return frame
+
+
+def _words(names: tuple[str, ...], codes: np.ndarray) -> pd.Series:
+    return pd.Series(np.array(names, dtype=object)[codes], dtype="str")
+
+
+def _date(as_of: int) -> str:
+    return str(np.datetime64(as_of, "us").astype("datetime64[D]"))
+
+
+# -- scoring ---------------------------------------------------------------------------------------------------
+
+
+def score(
+    store: Any,
+    client: str,
+    model: Any,
+    spec: FeatureSpec,
+    config: Config,
+    as_of: int,
+    backend: Backend | None = None,
+    *,
+    model_version: str = "",
+    partitions: int | None = None,
+    progress: Any = None,
+) -> pd.DataFrame:
+    """The decisions of one client: one row per active subscriber, or per planned send.
+
+    Args:
+        store: an ``EventStore``. model: a ``TrainedModel`` of the heads of ``config.outcomes``.
+        as_of: the end of what may be seen, microseconds UTC.
+        backend: of the frames that the store gives; told from them where absent.
+        progress: a Progress to advance by the rows of each partition.
+    Raises:
+        ConfigError: a plan for a time before as_of. SourceError: the plan or the suppression list cannot be read.
+    """
+    settings = config.decide
+    request = replace(
+        SampleRequest.from_config(config, client, as_of, "score"), keep_suppressed=True, keys=("subscriber",)
+    )
+    listed = lists.suppression_list(settings.suppressed, client) if settings.suppressed else None
+    planned = lists.read_plan(settings.plan, client, as_of) if settings.plan else None
+    plan = store.plan(client, until=as_of, columns=request.columns(), partitions=partitions or config.partitions)
+    count = len(plan.ranges)
+    if planned is None and request.exposure is not None:
+        # One partition is a random sample of the subscribers, and the first that has exposures says enough.
+        found = (lists.usual_hour(store.read_range(plan, i), request.exposure, request.timezone) for i in range(count))
+        hour = next((h for h in found if h is not None), None)
+        if hour is not None:
+            request = replace(request, at=lists.next_at(as_of, hour, request.timezone))
+    requests = [request]
+    if planned is not None:
+        # A planned send is due to whoever is in the plan, however long ago their last event was.
+        hours = np.unique(planned["hour"].to_numpy())
+        requests = [replace(request, active_within=EVER, at=int(hour)) for hour in hours]
+
+    def prepare(i: int) -> list[tuple[Any, Array]]:
+        events = store.read_range(plan, i)
+        return [_features(events, spec, r) for r in requests]
+
+    parts = []
+    for tables in _ahead(prepare, count):
+        for table, history in tables:
+            parts.append(_predict(table, history, model))
+            if progress is not None:
+                progress.advance(len(table))
+    heads = [head.name for head in model.heads]
+    scored = _concat(parts, len(heads), backend)
+    if planned is not None:
+        scored = _join(planned, scored, len(heads))
+    if listed is not None and len(listed):
+        here = backend_of(scored.keys)
+        scored.suppressed = scored.suppressed | here.xp.isin(scored.keys, here.asarray(listed))
+    return decide(client, scored, heads, set(model.notes), settings, as_of, model_version)
+
+
+def _features(events: Frame, spec: FeatureSpec, request: SampleRequest) -> tuple[Any, Array]:
+    """The partition's table, and each of its rows' number of events before ``at``."""
+    table = feature_table(events, spec, request)
+    backend = backend_of(table.X)
+    if "history" in spec.names:
+        return table, table.X[:, spec.index("history")].astype(backend.xp.int64)
+    keys = backend.asarray(events.index)
+    mine = backend.column(table.keys["subscriber_key"])
+    left, right = (backend.xp.searchsorted(keys, mine, side=side) for side in ("left", "right"))
+    return table, (right - left).astype(backend.xp.int64)
+
+
+def _predict(table: Any, history: Array, model: Any) -> Scored:
+    backend = backend_of(table.X)
+    xp = backend.xp
+    keys = table.keys
+    n = len(table)
+    return Scored(
+        backend.column(keys["subscriber_key"]),
+        backend.column(keys["at"].astype("datetime64[us]")),
+        model.predict(table.X) if n else xp.zeros((0, len(model.heads)), dtype=xp.float32),
+        history,
+        backend.column(keys["suppressed"]).astype(bool) if "suppressed" in keys.columns else xp.zeros(n, dtype=bool),
+        backend.to_pandas(keys["subscriber"]).astype(object).to_numpy(),
+    )
+
+
+def _concat(parts: list[Scored], heads: int, backend: Backend | None) -> Scored:
+    parts = [p for p in parts if len(p.subscriber)]
+    if not parts:
+        xp = (backend or Backend("pandas")).xp
+        none = xp.zeros(0, dtype=xp.int64)
+        return Scored(none, none, xp.zeros((0, heads), xp.float32), none, none > 0, np.empty(0, dtype=object))
+    xp = backend_of(parts[0].keys).xp
+    names = ("keys", "at", "p", "events", "suppressed")
+    arrays = {name: xp.concatenate([getattr(p, name) for p in parts]) for name in names}
+    return Scored(**arrays, subscriber=np.concatenate([p.subscriber for p in parts]))
+
+
+def _ahead(work: Callable[[int], T], count: int) -> Iterator[T]:
+    """work(0), work(1), ... in order, a few of them under way in threads, so that memory stays bounded."""
+    with ThreadPoolExecutor(AHEAD) as pool:
+        waiting: deque[Future[T]] = deque(pool.submit(work, i) for i in range(min(AHEAD, count)))
+        following = len(waiting)
+        while waiting:
+            done = waiting.popleft().result()
+            if following < count:
+                waiting.append(pool.submit(work, following))
+                following += 1
+            yield done
+
+
+def _join(planned: pd.DataFrame, scored: Scored, heads: int) -> Scored:
+    """The plan's rows with what was found of their subscribers; those the log does not know have no history."""
+    backend = backend_of(scored.keys)
+    known = pd.DataFrame({"key": backend.to_host(scored.keys), "hour": backend.to_host(scored.at)})
+    known["row"] = np.arange(len(known))
+    row = planned.merge(known, on=["key", "hour"], how="left")["row"].fillna(-1).to_numpy(dtype=np.int64)
+    there = row >= 0
+    p = np.full((len(row), heads), np.nan, dtype=np.float32)
+    events = np.zeros(len(row), dtype=np.int64)
+    suppressed = np.zeros(len(row), dtype=bool)
+    for whole, part in ((p, scored.p), (events, scored.events), (suppressed, scored.suppressed)):
+        whole[there] = backend.to_host(part)[row[there]]
+    return Scored(
+        backend.asarray(planned["key"].to_numpy()),
+        backend.asarray(planned["at"].to_numpy()),
+        backend.asarray(p),
+        backend.asarray(events),
+        backend.asarray(suppressed),
+        planned["subscriber"].to_numpy(dtype=object),
+        planned["campaign"].to_numpy(dtype=object),
+    )
+
+
+# -- checking --------------------------------------------------------------------------------------------------
+
+
+def check(
+    store: Any,
+    client: str,
+    model: Any,
+    spec: FeatureSpec,
+    config: Config,
+    as_of: int,
+    partitions: int | None = None,
+) -> dict[str, Any] | None:
+    """The rule applied to the hold-out's decision points, whose outcomes are known; see ``value.backtest``.
+
+    Args:
+        as_of: where the data of the split end; not before that of the model's own training, or it is no hold-out.
+    Returns:
+        None where the rule holds nobody or its outcome was not learnt.
+    """
+    rule = Rule.from_config(config.decide)
+    heads = [head.name for head in model.heads]
+    if rule.hold_when not in heads or rule.hold_when in model.notes:
+        return None
+    request = SampleRequest.from_config(config, client, as_of, "train")
+    request = replace(request, since=request.bounds()["holdout"])
+    plan = store.plan(client, until=as_of, columns=request.columns(), partitions=partitions or config.partitions)
+    found: list[tuple[np.ndarray, ...]] = []
+    for table in _ahead(lambda i: feature_table(store.read_range(plan, i), spec, request), len(plan.ranges)):
+        backend = backend_of(table.X)
+        rows = backend.xp.flatnonzero(table.split == HOLDOUT)
+        if not len(rows):
+            continue
+        ids = np.empty(len(rows))
+        if "event_id" in table.keys.columns:
+            ids = backend.to_pandas(table.keys["event_id"]).to_numpy()[backend.to_host(rows)]
+        p = model.predict(table.X, rows)
+        found.append((*(backend.to_host(a) for a in (p, table.y[rows], table.mask[rows])), ids))
+    if not found:
+        return None
+    p, y, mask, ids = (np.concatenate(several) for several in zip(*found, strict=True))
+    truth = true_probabilities(config, client, ids) if config.source is not None and config.source.truth else None
+    return backtest(p, y, mask, heads, rule, truth=truth or None)
+
+
+# -- keeping ---------------------------------------------------------------------------------------------------
+
+
+def write(frame: pd.DataFrame, uri: str | Path, client: str, as_of: int) -> None:
+    """Put one client's decisions of one as_of day in the Delta table at ``uri``; those of the same day are replaced."""
+    results.replace(frame, str(uri), {"client": client, "date": _date(as_of)})
+
+
+def summary(frame: pd.DataFrame, config: Config, model: Any = None) -> dict[str, Any]:
+    """What metrics.json keeps of one client's decisions: counts and the expected effect, see ``expected_effect``."""
+    rule = Rule.from_config(config.decide)
+    sums = [n for n, o in config.outcomes.items() if o.sum]
+    found = {
+        "unit": "planned sends" if config.decide.plan else "subscribers",
+        "missing": [n for n in rule.heads if n in model.notes] if model is not None else [],
+        **expected_effect(frame, rule, sums=sums),
+    }
+    if len(frame):
+        found["as_of"] = frame["as_of"].iloc[0].isoformat()
+        found["model_version"] = str(frame["model_version"].iloc[0])
+    return found
+
+
+def decide_client(
+    store: Any, client: str, config: Config, backend: Backend, as_of: int, run_dir: Path, progress: Any = None
+) -> dict[str, Any]:
+    """Score one client with the model in use, write its rows of ``run_dir/decisions``, and check the rule.
+
+    Args:
+        as_of: microseconds UTC.
+    Returns:
+        the client's entry in metrics.json: that of :func:`summary`, and ``backtest``.
+    Raises:
+        ModelError: the client has no model, or it is damaged; and what :func:`score` raises.
+    """
+    from pipeline.learning import registry
+
+    version = registry.current(run_dir / "models", client)
+    model, spec, card = registry.load_current(run_dir / "models", client)
+    frame = score(store, client, model, spec, config, as_of, backend, model_version=version or "", progress=progress)
+    write(frame, run_dir / "decisions", client, as_of)
+    trained = pd.Timestamp(card["as_of"]) if card.get("as_of") else None
+    if trained is not None:
+        trained = trained.tz_convert("UTC").tz_localize(None) if trained.tzinfo else trained
+        # A decision for an earlier day is checked on what the model did not see, not on what it learnt from.
+        end = max(as_of, trained.as_unit("us").value)
+    else:
+        end = as_of
+    return summary(frame, config, model) | {"backtest": check(store, client, model, spec, config, end)}

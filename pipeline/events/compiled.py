@@ -1,0 +1,194 @@
+"""Compiled CPU twins of the array kernels in :mod:`hashing` and :mod:`sorting`.
+
+Imported only where numba is to be used: compiling takes seconds once, then the code comes from numba's cache. All
+release the GIL, so threads share the cores.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+
+u = np.uint64
+p1, p2, p3 = u(11400714785074694791), u(14029467366897019727), u(1609587929392839161)
+p4, p5 = u(9650029242287828579), u(2870177450012600261)
+byte, mask = u(8), u(0)
+
+
+@numba.njit(nogil=True, cache=True, inline="always")
+def rotate(x: Any, r: Any) -> Any:
+    return (x << u(r)) | (x >> u(64 - r))
+
+
+@numba.njit(nogil=True, cache=True, inline="always")
+def word(data: Any, at: int, size: int) -> Any:
+    value = mask
+    for i in range(size):
+        value |= u(data[at + i]) << (byte * u(i))
+    return value
+
+
+@numba.njit(nogil=True, cache=True, inline="always")
+def step(lane: Any, value: Any) -> Any:
+    return rotate(lane + value * p2, 31) * p1
+
+
+@numba.njit(nogil=True, cache=True)
+def digest(data: Any, lo: int, hi: int) -> Any:
+    at = lo
+    if hi - lo >= 32:
+        a, b, c, d = p1 + p2, p2, u(0), u(0) - p1
+        while at + 32 <= hi:
+            a = step(a, word(data, at, 8))
+            b = step(b, word(data, at + 8, 8))
+            c = step(c, word(data, at + 16, 8))
+            d = step(d, word(data, at + 24, 8))
+            at += 32
+        h = rotate(a, 1) + rotate(b, 7) + rotate(c, 12) + rotate(d, 18)
+        for lane in (a, b, c, d):
+            h = (h ^ step(u(0), lane)) * p1 + p4
+    else:
+        h = p5
+    h += u(hi - lo)
+    while at + 8 <= hi:
+        h = rotate(h ^ step(u(0), word(data, at, 8)), 27) * p1 + p4
+        at += 8
+    if at + 4 <= hi:
+        h = rotate(h ^ (word(data, at, 4) * p1), 23) * p2 + p3
+        at += 4
+    while at < hi:
+        h = rotate(h ^ (u(data[at]) * p5), 11) * p1
+        at += 1
+    h = (h ^ (h >> u(33))) * p2
+    h = (h ^ (h >> u(29))) * p3
+    return h ^ (h >> u(32))
+
+
+@numba.njit(nogil=True, cache=True)
+def hash_texts(data: Any, offsets: Any, out: Any) -> None:
+    for i in range(len(out)):
+        out[i] = digest(data, offsets[i], offsets[i + 1])
+
+
+@numba.njit(nogil=True, cache=True)
+def hash_integers(values: Any, out: Any) -> None:
+    text = np.empty(20, np.uint8)
+    for i in range(len(out)):
+        v = values[i]
+        rest = u(v) if v >= 0 else u(0) - u(v)
+        at = 20
+        while True:
+            at -= 1
+            tenth = rest // u(10)
+            text[at] = np.uint8(48) + np.uint8(rest - tenth * u(10))
+            rest = tenth
+            if rest == u(0):
+                break
+        if v < 0:
+            at -= 1
+            text[at] = np.uint8(45)
+        out[i] = digest(text, at, 20)
+
+
+@numba.njit(nogil=True, cache=True)
+def small_sort(k: Any, t: Any, o: Any, lo: int, hi: int) -> None:
+    for i in range(lo + 1, hi):
+        ki, ti, oi = k[i], t[i], o[i]
+        j = i - 1
+        while j >= lo and (k[j] > ki or (k[j] == ki and t[j] > ti)):
+            k[j + 1], t[j + 1], o[j + 1] = k[j], t[j], o[j]
+            j -= 1
+        k[j + 1], t[j + 1], o[j + 1] = ki, ti, oi
+
+
+@numba.njit(nogil=True, cache=True)
+def ascending(k: Any, t: Any, lo: int, hi: int) -> bool:
+    for i in range(lo + 1, hi):
+        if k[i] < k[i - 1] or (k[i] == k[i - 1] and t[i] < t[i - 1]):
+            return False
+    return True
+
+
+@numba.njit(nogil=True, cache=True)
+def settle_range(k: Any, t: Any, o: Any, lo: int, hi: int) -> None:
+    if ascending(k, t, lo, hi):
+        return
+    if hi - lo <= 48:
+        small_sort(k, t, o, lo, hi)
+        return
+    by = np.argsort(t[lo:hi], kind="mergesort")
+    kk, tt, oo = k[lo:hi][by], t[lo:hi][by], o[lo:hi][by]
+    by = np.argsort(kk, kind="mergesort")
+    k[lo:hi], t[lo:hi], o[lo:hi] = kk[by], tt[by], oo[by]
+
+
+@numba.njit(nogil=True, cache=True)
+def bucket_sort(key: Any, ts: Any, first: Any, shift: Any, buckets: int) -> Any:
+    """Scatter into buckets of about 8 rows by the key's leading bits, then sort each bucket; stable."""
+    n = len(key)
+    ends = np.zeros(buckets + 1, np.int64)
+    for i in range(n):
+        ends[((np.uint64(key[i]) - first) >> shift) + np.uint64(1)] += 1
+    for b in range(buckets):
+        ends[b + 1] += ends[b]
+    starts = ends.copy()
+    k, t, o = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.int64)
+    for i in range(n):
+        b = (np.uint64(key[i]) - first) >> shift
+        at = starts[b]
+        starts[b] += 1
+        k[at], t[at], o[at] = key[i], ts[i], i
+    for b in range(buckets):
+        if ends[b + 1] - ends[b] > 1:
+            settle_range(k, t, o, ends[b], ends[b + 1])
+    return o
+
+
+@numba.njit(nogil=True, cache=True)
+def merge(key: Any, ts: Any, starts: Any) -> Any:
+    """Merge sorted runs: all rows of the least key, run after run, then that subscriber's rows by time."""
+    runs, n = len(starts) - 1, len(key)
+    head = starts[:-1].copy()
+    heads = np.empty(runs, np.int64)
+    live = np.empty(runs, np.int64)
+    alive = 0
+    for r in range(runs):
+        if head[r] < starts[r + 1]:
+            live[alive] = r
+            heads[alive] = key[head[r]]
+            alive += 1
+    k, t, o = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.int64)
+    at = 0
+    while alive:
+        least = heads[0]
+        for a in range(1, alive):
+            if heads[a] < least:
+                least = heads[a]
+        begin, sources, ended = at, 0, 0
+        for a in range(alive):
+            if heads[a] == least:
+                r = live[a]
+                i, end = head[r], starts[r + 1]
+                while i < end and key[i] == least:
+                    k[at], t[at], o[at] = least, ts[i], i
+                    at += 1
+                    i += 1
+                head[r] = i
+                sources += 1
+                if i < end:
+                    heads[a] = key[i]
+                else:
+                    live[a] = -1
+                    ended += 1
+        if ended:
+            kept = 0
+            for a in range(alive):
+                if live[a] >= 0:
+                    live[kept], heads[kept] = live[a], heads[a]
+                    kept += 1
+            alive = kept
+        if sources > 1:
+            settle_range(k, t, o, begin, at)
+    return o

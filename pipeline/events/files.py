@@ -1,0 +1,246 @@
+"""Files by path or URI: one face for local disks and object stores.
+
+A local file is written whole or not at all: under a temporary name, flushed to the disk, then renamed. An object store
+does the same by itself. Named fault points (:func:`fault`) let tests kill the process at each step.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob as globbing
+import hashlib
+import os
+import re
+import signal
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from pipeline.errors import EventgrainError, SourceError, StoreError
+
+_seen: dict[str, int] = {}
+
+
+def fault(point: str) -> None:
+    """Die here, as by a power cut, when EVENTGRAIN_FAULT is ``point`` or ``point:n`` for the n-th passing. Tests only."""
+    wanted = os.environ.get("EVENTGRAIN_FAULT")
+    if not wanted:
+        return
+    name, _, count = wanted.partition(":")
+    if name == point:
+        _seen[point] = _seen.get(point, 0) + 1
+        if _seen[point] >= int(count or 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def is_remote(uri: str) -> bool:
+    return bool(re.match(r"^[A-Za-z][A-Za-z0-9+.-]+://", uri)) and not uri.startswith("file://")
+
+
+def filesystem(uri: str) -> tuple[Any, str]:
+    """The pyarrow filesystem of a path or URI and the path in it; fsspec serves the schemes that Arrow does not know.
+
+    Raises:
+        SourceError: no filesystem is known for the scheme, or its package is missing.
+    """
+    if not is_remote(uri):
+        return pafs.LocalFileSystem(), str(Path(uri.removeprefix("file://")).absolute())
+    scheme, _, rest = uri.partition("://")
+    try:
+        if scheme in ("s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss"):
+            at = re.search(r"[*?\[]", rest)  # a glob is not a URI: resolve what comes before it
+            base = rest[: at.start()] if at else rest
+            fs, path = pafs.FileSystem.from_uri(f"{scheme}://{base}")
+            return fs, path + (rest[at.start() :] if at and not path.endswith("/") else "")
+        import fsspec
+
+        return pafs.PyFileSystem(pafs.FSSpecHandler(fsspec.filesystem(scheme))), rest
+    except (ImportError, ValueError, OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise SourceError(f"cannot open {uri!r}: {error}. Expected a local path or a URI such as s3://bucket/folder/") from None
+
+
+@dataclass(frozen=True)
+class Found:
+    """One file found: its path as the user would write it, its path inside the filesystem, size and change stamp."""
+
+    name: str
+    path: str
+    size: int
+    stamp: str  # changes whenever the content may have changed; equal stamps need no digest
+
+
+def _stamp(info: Any) -> str:
+    return str(info.mtime_ns if info.mtime_ns is not None else "")
+
+
+def find_files(uri: str) -> tuple[Any, list[Found]]:
+    """All Parquet files below a folder, matching a glob, or the one file named, sorted by path.
+
+    Names that start with ``_`` or ``.`` below a folder are not data, by the convention of Parquet writers.
+
+    Raises:
+        SourceError: nothing there, nothing readable, or no Parquet file.
+    """
+    fs, path = filesystem(uri)
+    try:
+        infos = _matching(fs, path)
+    except (OSError, pa.ArrowException) as error:
+        raise SourceError(f"source.path: cannot list {uri!r}: {error}") from None
+    local = isinstance(fs, pafs.LocalFileSystem)
+    prefix = "" if local else uri.partition("://")[0] + "://"
+    found = []
+    for info in infos:
+        stamp = _stamp(info)
+        if local:
+            stat = os.stat(info.path)  # noqa: PTH116
+            stamp = f"{stat.st_mtime_ns}-{stat.st_ctime_ns}"
+        found.append(Found(prefix + info.path, info.path, int(info.size), stamp))
+    if not found:
+        raise SourceError(
+            f"source.path: no Parquet file (*.parquet, *.pq) in {uri!r}. "
+            "Give a folder that holds some, a glob, or one file"
+        )
+    return fs, sorted(found, key=lambda f: f.name)
+
+
+def _matching(fs: Any, path: str) -> list[Any]:
+    if re.search(r"[*?\[]", path):
+        if isinstance(fs, pafs.LocalFileSystem):
+            names = [p for p in globbing.glob(path, recursive=True) if Path(p).is_file()]
+            return list(fs.get_file_info(names)) if names else []
+        base = re.split(r"[*?\[]", path)[0].rpartition("/")[0]
+        pattern = re.compile(globbing.translate(path, recursive=True) if hasattr(globbing, "translate") else _glob(path))
+        every = fs.get_file_info(pafs.FileSelector(base, recursive=True, allow_not_found=True))
+        return [i for i in every if i.type == pafs.FileType.File and pattern.match(i.path)]
+    info = fs.get_file_info(path.rstrip("/") or "/")
+    if info.type == pafs.FileType.File:
+        return [info]
+    if info.type == pafs.FileType.NotFound:
+        raise FileNotFoundError(errno.ENOENT, "there is no such file or folder")
+    every = fs.get_file_info(pafs.FileSelector(info.path, recursive=True))
+    base = len(info.path) + 1
+
+    def visible(p: str) -> bool:
+        return not any(part[:1] in ("_", ".") for part in p[base:].split("/"))
+
+    ends = (".parquet", ".pq", ".parq")
+    return [i for i in every if i.type == pafs.FileType.File and i.path.lower().endswith(ends) and visible(i.path)]
+
+
+def _glob(pattern: str) -> str:
+    """A glob as a regular expression: ``*`` stays within a folder, ``**/`` spans folders."""
+    out = ""
+    for token in re.findall(r"\*\*/|\*\*|\*|\?|\[[^\]]*\]|.", pattern, flags=re.S):
+        special = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+        out += special.get(token) or (token if token[0] == "[" and len(token) > 1 else re.escape(token))
+    return out + r"\Z"
+
+
+def digest_of(fs: Any, path: str) -> str:
+    """The SHA-256 of a file's bytes, hex."""
+    sha = hashlib.sha256()
+    with fs.open_input_stream(path) as stream:
+        while chunk := stream.read(1 << 22):
+            sha.update(chunk)
+    return sha.hexdigest()
+
+
+def explain(error: BaseException, doing: str, where: str) -> EventgrainError:
+    """A failed write as an error that says what to do about it."""
+    code = getattr(error, "errno", None)
+    text = str(error)
+    if code == errno.ENOSPC or "No space left" in text or code == errno.EFBIG or code == errno.EDQUOT:
+        advice = "The disk is full (or a size limit reached): free some space and run again; nothing was lost"
+    elif code in (errno.EROFS, errno.EACCES, errno.EPERM) or "ermission denied" in text or "Read-only" in text:
+        advice = "It cannot be written to: choose another place with store=..., or change its permissions"
+    else:
+        advice = "Mend that and run again; what was committed before is untouched"
+    return StoreError(f"cannot {doing} {where}: {text}. {advice}")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder to write to, by path or URI."""
+
+    uri: str
+
+    @cached_property
+    def _opened(self) -> tuple[Any, str]:
+        return filesystem(self.uri)
+
+    @property
+    def fs(self) -> Any:
+        return self._opened[0]
+
+    @property
+    def root(self) -> str:
+        return self._opened[1].rstrip("/")
+
+    @property
+    def local(self) -> bool:
+        return not is_remote(self.uri)
+
+    @property
+    def target(self) -> str:
+        """What the Delta library opens: an absolute path, or the URI."""
+        return self.root if self.local else self.uri
+
+    def path(self, name: str) -> str:
+        return f"{self.root}/{name}"
+
+    def write(self, name: str, data: Any) -> None:
+        """Write a whole file (bytes or an Arrow buffer) durably under ``name``, relative to this folder.
+
+        Raises:
+            StoreError: says what to do about a full disk, a read-only target and the like.
+        """
+        path = self.path(name)
+        try:
+            if not self.local:
+                with self.fs.open_output_stream(path) as stream:
+                    stream.write(data)
+                return
+            target = Path(path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+            try:
+                with temporary.open("wb") as file:
+                    file.write(memoryview(data))
+                    file.flush()
+                    os.fsync(file.fileno())
+                fault("file-written")
+                temporary.rename(target)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+            sync_folder(target.parent)
+            fault("file-renamed")
+        except (OSError, pa.ArrowException) as error:
+            raise explain(error, "write", path) from error
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file, or None where there is none."""
+        info = self.fs.get_file_info(self.path(name))
+        return int(info.size) if info.type == pafs.FileType.File else None
+
+    def list(self, name: str = "") -> list[str]:
+        """Names, relative to this folder, of all files below the folder ``name``."""
+        selector = pafs.FileSelector(self.path(name).rstrip("/"), recursive=True, allow_not_found=True)
+        base = len(self.root) + 1
+        return sorted(i.path[base:] for i in self.fs.get_file_info(selector) if i.type == pafs.FileType.File)
+
+    def delete(self, name: str) -> None:
+        self.fs.delete_file(self.path(name))
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,221 @@
+"""One source file to checked canonical rows, and the rows that fail to quarantine."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.backend import Backend
+from pipeline.config import Config
+from pipeline.errors import SourceError
+from pipeline.events.commit import Settings
+from pipeline.events.hashing import hash_ids, hash_rows
+from pipeline.events.quality import RULES, Checked, RuleResult, check
+from pipeline.events.schema import (
+    TIME,
+    canonical_kinds,
+    carried_type,
+    map_columns,
+    microseconds,
+    nulls,
+    numpy_of,
+    plain,
+    to_category,
+    to_id,
+    to_micro_units,
+    to_micros,
+)
+from pipeline.events.sources import Unit, read_unit
+
+
+@dataclass
+class Prepared:
+    """``table``: accepted rows (client, subscriber_key, ts int64 us, event, event_id, campaign, provider, value,
+    subscriber, ingested_at int64 us, carried); ``rejected``: source rows with rule, file and row, or None."""
+
+    table: Any
+    rows: int
+    rejected: Any | None
+    results: dict[str, RuleResult] = field(default_factory=dict)
+    rejected_by: dict[str, int] = field(default_factory=dict)
+    per_client: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+def prepare(
+    fs: Any,
+    unit: Unit,
+    config: Config,
+    settings: Settings,
+    carried: Mapping[str, pa.DataType],
+    chosen: Mapping[str, str],
+    arrival: int,
+    backend: Backend,
+) -> Prepared:
+    """Read, map, validate and key one unit.
+
+    Args:
+        carried: name -> stored type; chosen: rule -> action; arrival: int us, ``ingested_at`` of rows that have none.
+    Raises:
+        ConfigError, SourceError: the mapping or a type does not fit the file; names it.
+    """
+    source = config.source
+    assert source is not None  # ingest has checked  # noqa: S101
+    file, where = unit.file, f"{unit.file.name!r}"
+    mapped = map_columns(source, file.schema.names, where, file.hive)
+    few = {mapped[c] for c in ("client", "event", "campaign", "provider") if c in mapped}
+    columns = None if settings.made_ids else list(dict.fromkeys(mapped.values()))
+    raw = read_unit(fs, unit, columns, lambda s: [c for c in few if c in s.names and _is_text(s.field(c).type)])
+    n = raw.num_rows
+
+    def column(name: str) -> Any:
+        array = raw.column(mapped[name])
+        if isinstance(array, pa.ChunkedArray) and pa.types.is_dictionary(array.type):
+            array = array.unify_dictionaries()
+        return plain(array)
+
+    out: dict[str, Any] = {}
+    if "client" in mapped:
+        out["client"] = to_category(column("client"), mapped["client"], where)
+    else:
+        out["client"] = pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int32)), pa.array([source.client]))
+    subscriber = to_id(column("subscriber"), mapped["subscriber"], where)
+    event = canonical_kinds(to_category(column("event"), mapped["event"], where), source.kinds)
+    times = column("ts")
+    ts, ts_bad = to_micros(times, source.time_unit, mapped["ts"], where)
+    ingested = np.full(n, arrival, dtype=np.int64)
+    if "ingested_at" in mapped:
+        arrived = column("ingested_at")
+        given, unreadable = to_micros(arrived, source.time_unit, mapped["ingested_at"], where)
+        known = ~(nulls(arrived) | unreadable)
+        ingested = np.where(known, given, ingested)
+    for name in ("campaign", "provider"):
+        has = name in mapped
+        out[name] = to_category(column(name) if has else pa.nulls(n, pa.string()), mapped.get(name, ""), where)
+    value_bad = None
+    out["value"] = pa.nulls(n, pa.int64())
+    if "value" in mapped:
+        out["value"], value_bad = to_micro_units(column("value"), source.value_unit, mapped["value"], where)
+    event_id, event_id_null = _event_ids(raw, column, mapped, settings, where, backend)
+
+    rows = Checked(
+        out["client"], subscriber, event, ts, nulls(times), ts_bad, ingested, value_bad, event_id_null
+    )
+    earliest = microseconds(config.quality.earliest) or 0
+    verdict = check(rows, config.quality, chosen, source.known, earliest)
+    accepted = verdict.rejected_by < 0
+    out |= {
+        "subscriber": subscriber,
+        "ts": pa.array(ts),
+        "event": event,
+        "event_id": event_id,
+        "ingested_at": pa.array(ingested),
+    }
+    for name, kind in carried.items():
+        out[name] = _carry(column(name), kind, name, where)
+    table = pa.table(out)
+    prepared = Prepared(table, n, None)
+    offset = sum(file.group_rows[: unit.first])
+    for name, hits in verdict.hits.items():
+        result = RuleResult(name, chosen[name])
+        first = hits[: config.quality.keep_examples]
+        result.add(len(hits), _examples(table, first, file.name, offset), config.quality.keep_examples)
+        prepared.results[name] = result
+    _count_clients(prepared, out["client"], verdict.rejected_by)
+    if not accepted.all():
+        bad = np.flatnonzero(~accepted)
+        whole = raw if columns is None else read_unit(fs, unit, None, None)
+        names = np.array(list(RULES))[verdict.rejected_by[bad]]
+        taken = whole.take(pa.array(bad))
+        taken = taken.append_column("rule", pa.array(names.tolist(), pa.string()))
+        taken = taken.append_column("source_file", pa.array([file.name] * len(bad), pa.string()))
+        prepared.rejected = taken.append_column("source_row", pa.array(bad + offset))
+        for name, count in zip(*np.unique(names, return_counts=True), strict=True):
+            prepared.rejected_by[str(name)] = int(count)
+        prepared.table = table = table.filter(pa.array(accepted))
+    ids = plain(table.column("subscriber"))
+    key = backend.to_host(hash_ids(ids, backend)) if len(ids) else np.empty(0, np.int64)
+    prepared.table = table.append_column("subscriber_key", pa.array(key))
+    return prepared
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _event_ids(
+    raw: Any, column: Any, mapped: Mapping[str, str], settings: Settings, where: str, backend: Backend
+) -> tuple[Any, np.ndarray | None]:
+    text = settings.event_id == "string"
+
+    def made(rows: Any) -> Any:
+        hashed = hash_rows({c: plain(rows.column(c)) for c in rows.column_names}, backend)
+        if text:
+            return pa.array([f"{h:016x}" for h in hashed.view(np.uint64).tolist()], pa.large_string())
+        return pa.array(hashed)
+
+    if "event_id" not in mapped:
+        return made(raw) if raw.num_rows else pa.array([], pa.int64()), None
+    ids = to_id(column("event_id"), mapped["event_id"], where)
+    if text:
+        ids = ids.cast(pa.large_string())
+    elif not pa.types.is_integer(ids.type) and ids.null_count < len(ids):
+        raise SourceError(
+            f"column {mapped['event_id']!r} in {where} holds text, but the store's event ids are integers. "
+            "Use another store, or write the ids as integers"
+        )
+    if ids.null_count == 0:
+        return ids.cast(pa.large_string() if text else pa.int64()), None
+    missing = nulls(ids)
+    if not text:
+        ids = ids.cast(pa.int64())
+    stand_in = made(raw)
+    import pyarrow.compute as pc
+
+    return pc.if_else(pa.array(missing), stand_in, ids), missing
+
+
+def _carry(array: Any, kind: pa.DataType, name: str, where: str) -> Any:
+    if carried_type(array.type, name) != kind and not pa.types.is_null(array.type):
+        raise SourceError(f"column {name!r} in {where} is {array.type}, but the store carries it as {kind}")
+    if kind == TIME:
+        micros, bad = to_micros(array, "us", name, where)
+        return pa.array(micros, mask=nulls(array) | bad).view(TIME)
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    return array.cast(pa.large_string() if kind == pa.string() else kind)
+
+
+def _examples(table: Any, rows: np.ndarray, file: str, offset: int) -> list[dict[str, Any]]:
+    names = ("client", "subscriber", "event", "event_id")
+    found = []
+    for i in rows.tolist():
+        example: dict[str, Any] = {"file": file, "row": i + offset}
+        example |= {n: table.column(n)[i].as_py() for n in names}
+        example["ts"] = readable(table.column("ts")[i].as_py())
+        found.append(example)
+    return found
+
+
+def readable(us: int) -> str:
+    """A time for people; a number of microseconds where it is outside the calendar."""
+    try:
+        return (dt.datetime(1970, 1, 1) + dt.timedelta(microseconds=us)).isoformat()  # noqa: DTZ001
+    except OverflowError:
+        return f"{us} us"
+
+
+def _count_clients(prepared: Prepared, client: Any, rejected_by: np.ndarray) -> None:
+    names = [n if n is not None else "" for n in client.dictionary.to_pylist()]
+    codes = numpy_of(client.indices, len(names))
+    total = np.bincount(codes, minlength=len(names) + 1)
+    bad = np.bincount(codes[rejected_by >= 0], minlength=len(names) + 1)
+    for name, rows, rejected in zip([*names, ""], total.tolist(), bad.tolist(), strict=True):
+        if rows:
+            counts = prepared.per_client.setdefault(name, {"in": 0, "rejected": 0})
+            counts["in"] += rows
+            counts["rejected"] += rejected

@@ -1,0 +1,230 @@
+"""Which source files there are, what they hold, and how they are grouped into batches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import SourceError
+from pipeline.events.files import Found, digest_of, find_files
+from pipeline.events.schema import hive_parts
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A source file that can be read: its footer's facts, and how it is recognised later."""
+
+    name: str
+    path: str
+    size: int
+    stamp: str
+    rows: int
+    group_rows: tuple[int, ...]
+    schema: Any
+    sha256: str = ""
+
+    @property
+    def hive(self) -> dict[str, str]:
+        return hive_parts(self.name)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Row groups [first, last) of one source file: what one task reads."""
+
+    file: SourceFile
+    first: int
+    last: int
+
+    @property
+    def rows(self) -> int:
+        return sum(self.file.group_rows[self.first : self.last])
+
+
+@dataclass
+class Known:
+    """What the store knows of one source file: its size, stamp, digest and the row groups already committed."""
+
+    size: int
+    stamp: str
+    sha256: str
+    groups: set[int] = field(default_factory=set)
+    total_groups: int = 0
+
+
+@dataclass
+class Sources:
+    """``fs``; ``units``: not yet ingested; ``skipped``: names of files already ingested; ``files``: number to ingest."""
+
+    fs: Any
+    units: list[Unit]
+    skipped: list[str]
+    files: int
+
+
+def bad_file(name: str, error: BaseException) -> SourceError:
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if isinstance(error, FileNotFoundError):
+        return SourceError(f"source file {name!r} vanished while it was being read. Run again when no one moves the files")
+    return SourceError(
+        f"source file {name!r} cannot be read: {text}. Expected a whole Parquet file; "
+        "mend it, or move it out of source.path, and run again"
+    )
+
+
+def read_footer(fs: Any, found: Found) -> SourceFile:
+    """Open a file's footer.
+
+    Raises:
+        SourceError: truncated, not Parquet, unreadable or gone; names the file.
+    """
+    try:
+        with fs.open_input_file(found.path) as handle, pq.ParquetFile(handle) as file:
+            meta = file.metadata
+            groups = tuple(meta.row_group(i).num_rows for i in range(meta.num_row_groups))
+            return SourceFile(found.name, found.path, found.size, found.stamp, meta.num_rows, groups, file.schema_arrow)
+    except (OSError, pa.ArrowException) as error:
+        raise bad_file(found.name, error) from None
+
+
+def discover(uri: str, known: Mapping[str, Known], workers: int) -> Sources:
+    """List the source and decide what is new.
+
+    A file is its path, size and digest. One whose size and stamp (times of change) are those recorded is taken as
+    unchanged without reading it; another stamp with the same digest is unchanged too.
+
+    Raises:
+        SourceError: a file already ingested has other content now; a file cannot be read.
+    """
+    fs, found = find_files(uri)
+
+    def look(item: Found) -> SourceFile | None:
+        before = known.get(item.name)
+        if before is not None:
+            changed = before.size != item.size
+            if not changed and before.stamp != item.stamp:
+                changed = digest_of(fs, item.path) != before.sha256
+            if changed:
+                raise SourceError(
+                    f"source file {item.name!r} was ingested before and its content has changed since (then "
+                    f"{before.size:,} bytes, SHA-256 {before.sha256[:12]}; now {item.size:,} bytes). Source files are "
+                    "never reread: put the old content back, and write new rows to a new file"
+                )
+            if len(before.groups) >= before.total_groups:
+                return None
+        return read_footer(fs, item)
+
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+        looked = list(pool.map(look, found))
+    units: list[Unit] = []
+    skipped = []
+    files = 0
+    for item, file in zip(found, looked, strict=True):
+        if file is None:
+            skipped.append(item.name)
+            continue
+        files += 1
+        done = known[item.name].groups if item.name in known else set()
+        left = [g for g in range(len(file.group_rows)) if g not in done]
+        if not left:
+            units.append(Unit(file, 0, 0))
+        for first, last in _runs(left):
+            units.append(Unit(file, first, last))
+    return Sources(fs, units, skipped, files)
+
+
+def _runs(numbers: list[int]) -> Iterable[tuple[int, int]]:
+    start = previous = None
+    for n in numbers:
+        if start is None or previous is None:
+            start = n
+        elif n != previous + 1:
+            yield start, previous + 1
+            start = n
+        previous = n
+    if start is not None and previous is not None:
+        yield start, previous + 1
+
+
+def make_batches(units: list[Unit], batch_rows: int) -> list[list[Unit]]:
+    """Group units, in order, into batches of at most ``batch_rows`` rows; a larger file is split at its row groups."""
+    batches: list[list[Unit]] = []
+    current: list[Unit] = []
+    size = 0
+    for unit in units:
+        for piece in _split(unit, batch_rows):
+            if current and size + piece.rows > batch_rows:
+                batches.append(current)
+                current, size = [], 0
+            current.append(piece)
+            size += piece.rows
+    if current:
+        batches.append(current)
+    return batches
+
+
+def _split(unit: Unit, limit: int) -> Iterable[Unit]:
+    if unit.rows <= limit:
+        yield unit
+        return
+    first, size = unit.first, 0
+    for group in range(unit.first, unit.last):
+        rows = unit.file.group_rows[group]
+        if size and size + rows > limit:
+            yield Unit(unit.file, first, group)
+            first, size = group, 0
+        size += rows
+    yield Unit(unit.file, first, unit.last)
+
+
+def with_digest(fs: Any, unit: Unit) -> Unit:
+    """The unit with its file's SHA-256 filled in."""
+    if unit.file.sha256:
+        return unit
+    try:
+        return replace(unit, file=replace(unit.file, sha256=digest_of(fs, unit.file.path)))
+    except (OSError, pa.ArrowException) as error:
+        raise bad_file(unit.file.name, error) from None
+
+
+def batch_id(units: list[Unit], salt: str) -> str:
+    """The same sources under the same settings make the same batch: 20 hex digits of a digest of both."""
+    sha = hashlib.sha256(salt.encode())
+    for unit in units:
+        sha.update(f"\0{unit.file.name}\0{unit.file.size}\0{unit.file.sha256}\0{unit.first}\0{unit.last}".encode())
+    return sha.hexdigest()[:20]
+
+
+def read_unit(fs: Any, unit: Unit, columns: list[str] | None, categories: Callable[[Any], list[str]] | None) -> Any:
+    """A unit's rows as an Arrow table.
+
+    Raises:
+        SourceError: the bytes are not what the footer promises; names the file.
+    """
+    wanted = None if columns is None else [c for c in columns if c in unit.file.schema.names]
+    try:
+        info = fs.get_file_info(unit.file.path)
+        if info.size != unit.file.size:
+            kind = "vanished" if info.size is None else f"changed from {unit.file.size:,} to {info.size:,} bytes"
+            raise SourceError(f"source file {unit.file.name!r} {kind} while it was being read. Run again")
+        names = categories(unit.file.schema) if categories else []
+        with (
+            fs.open_input_file(unit.file.path) as handle,
+            pq.ParquetFile(handle, read_dictionary=names, page_checksum_verification=True) as file,
+        ):
+            table = file.read_row_groups(list(range(unit.first, unit.last)), columns=wanted, use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        raise bad_file(unit.file.name, error) from None
+    for name, value in unit.file.hive.items():
+        if name not in table.column_names and (columns is None or name in columns):
+            text = pa.DictionaryArray.from_arrays(pa.array([0] * table.num_rows, pa.int32()), pa.array([value]))
+            table = table.append_column(name, text)
+    if table.num_rows != unit.rows:
+        raise SourceError(f"source file {unit.file.name!r} holds {table.num_rows:,} rows where its footer says {unit.rows:,}")
+    return table

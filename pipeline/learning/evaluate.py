@@ -1,0 +1,94 @@
+"""Is a model worth trusting: each head's predictions against what happened, beside baselines and, where known, truth.
+
+The numbers are computed on the host in float64; this is where a hold-out leaves the device, on purpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.backend import Array, backend_of
+from pipeline.errors import DataError
+from pipeline.learning.metrics import binary_metrics, value_metrics
+
+BUDGETS = (0.005, 0.01, 0.02, 0.05)  # the default of decide.budgets
+
+# What a baseline repeats or nobody would read.
+LEFT_OUT = ("deciles", "rows", "positives", "base_rate", "mean")
+
+
+def evaluate(
+    p: Array,
+    y: Array,
+    mask: Array,
+    weight: Array,
+    heads: Sequence[Any],
+    *,
+    budgets: Sequence[float] = BUDGETS,
+    baselines: Mapping[str, Array] | None = None,
+    truth: Array | None = None,
+    references: Mapping[str, Array] | None = None,
+    notes: Mapping[str, str] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Metrics of every head on untouched rows.
+
+    Args:
+        p, y, mask: float32[n, H], on either device: predictions, labels, 1 where the label is known.
+        weight: float32[n].
+        heads: H of them, each with ``name`` and ``kind`` ("binary" or "value").
+        budgets: shares held back at which TPR and FNR are reported.
+        baselines: name -> float[n, H], other predictions to stand beside.
+        truth: float[n, H], the true probabilities of a simulated log; NaN where unknown, and in heads without one.
+        references: name -> float[n, H], further scores beside "truth", e.g. {"ideal": ...}; NaN as in ``truth``.
+        notes: head name -> why it has no model.
+    Returns: {head: metrics as in metrics.json}, strict JSON: a number that is not defined is None, never NaN.
+    Raises:
+        DataError: shapes that do not fit.
+    """
+    beside = {**(baselines or {}), **(references or {}), **({} if truth is None else {"truth": truth})}
+    scores = {name: _host(array) for name, array in beside.items()}
+    p, y, mask, weight = _host(p), _host(y), _host(mask), _host(weight)
+    shape = (len(weight), len(heads))
+    for name, array in {"p": p, "y": y, "mask": mask, **scores}.items():
+        if array.shape != shape:
+            raise DataError(f"cannot evaluate: {name} is {array.shape}, expected rows x heads {shape}")
+    results = {}
+    for h, head in enumerate(heads):
+        known = (mask[:, h] > 0) & (weight > 0)
+        own = _Column(head.kind, y[:, h], weight * mask[:, h], known, None if truth is None else scores["truth"][:, h])
+        metrics = own.measure(p[:, h], budgets)
+        brief = {name: own.measure(array[:, h], budgets, brief=True) for name, array in scores.items()}
+        metrics["baselines"] = {name: brief.pop(name) for name in baselines or {}}
+        metrics |= {name: measured for name, measured in brief.items() if measured["scored"]}
+        if notes and head.name in notes:
+            metrics["note"] = notes[head.name]
+        results[head.name] = metrics
+    return results
+
+
+class _Column:
+    """One head's labels, against which any score is measured."""
+
+    def __init__(
+        self, kind: str, y: np.ndarray, weight: np.ndarray, known: np.ndarray, truth: np.ndarray | None
+    ) -> None:
+        self.kind, self.y, self.weight, self.known = kind, y, weight, known
+        self.truth = None if truth is None or np.isnan(truth[known]).all() else truth
+
+    def measure(self, score: np.ndarray, budgets: Sequence[float], brief: bool = False) -> dict[str, Any]:
+        rows = self.known & ~np.isnan(score)
+        truth = None if self.truth is None else self.truth[rows]
+        if self.kind == "value":
+            metrics = value_metrics(score[rows], self.y[rows], self.weight[rows])
+        else:
+            metrics = binary_metrics(score[rows], self.y[rows], self.weight[rows], budgets, truth)
+        if brief:  # a score may be known for fewer rows than the model's: say for how many
+            return {"scored": metrics["rows"]} | {k: v for k, v in metrics.items() if k not in LEFT_OUT}
+        return metrics
+
+
+def _host(array: Array) -> np.ndarray:
+    return np.asarray(backend_of(array).to_host(array), dtype=np.float64)

@@ -1,0 +1,221 @@
+"""Keras networks with one head per outcome, and their losses.
+
+A network maps float32[n, F] features to float32[n, W] raw outputs: one logit for each binary head, three numbers
+(logit, mu, sigma) for each value head. The first layer is the normalisation, fitted to the training rows and saved
+with the weights, so that scoring cannot normalise differently. Built from this code alone; a file holds only numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from pipeline.config import Config
+from pipeline.errors import ModelError
+from pipeline.learning.tensors import keras, tf
+
+ABSENT = -1e9  # the encoded target of a value head where the value is not positive
+CLIP = 8.0  # standard deviations; further out, a feature says no more
+MU_LIMIT, SIGMA_FLOOR, SIGMA_LIMIT = 6.0, 0.05, 3.0  # of standardised log values
+
+
+@dataclass(frozen=True)
+class Head:
+    """One outcome: "binary" (its probability) or "value" (its expected amount, zero for most rows)."""
+
+    name: str
+    kind: Literal["binary", "value"] = "binary"
+
+    @property
+    def width(self) -> int:
+        return 1 if self.kind == "binary" else 3
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Everything needed to build a network but its weights. ``hidden`` empty: logistic regression."""
+
+    features: int
+    heads: tuple[Head, ...]
+    hidden: tuple[int, ...] = ()
+    dropout: float = 0.0
+
+    def columns(self, h: int) -> slice:
+        """The raw output columns of head h."""
+        start = sum(head.width for head in self.heads[:h])
+        return slice(start, start + self.heads[h].width)
+
+    @property
+    def width(self) -> int:
+        return sum(head.width for head in self.heads)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Architecture:
+        """Raises ModelError for anything that does not describe a network."""
+        try:
+            heads = tuple(Head(str(h["name"]), h["kind"]) for h in values["heads"])
+            hidden = tuple(int(u) for u in values["hidden"])
+            made = cls(int(values["features"]), heads, hidden, float(values["dropout"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"the model's architecture cannot be read ({error!r}); train again") from None
+        kinds = {head.kind for head in heads}
+        if made.features < 1 or not heads or any(units < 1 for units in hidden) or kinds - {"binary", "value"}:
+            raise ModelError(f"the model's architecture {values} is not one this version can build; train again")
+        return made
+
+
+def heads_of(config: Config) -> tuple[Head, ...]:
+    """The heads of the configured outcomes, in their order: the columns of y."""
+    return tuple(Head(name, "value" if outcome.sum else "binary") for name, outcome in config.outcomes.items())
+
+
+class Normalise(keras.layers.Layer):  # type: ignore[misc]
+    """x -> standardised x, float32[n, F]; heavy-tailed features go through sign(x) log(1 + |x|) before.
+
+    Weights (not trained, set by :func:`fit_normalisation`): ``squash`` 1 where a feature is heavy-tailed, ``mean`` and
+    ``scale`` of the (squashed) feature; scale 0 removes a feature that was constant. Results are within +-CLIP; NaN and
+    infinities become 0 and +-CLIP.
+    """
+
+    def build(self, shape: Any) -> None:
+        for name, value in (("squash", "zeros"), ("mean", "zeros"), ("scale", "ones")):
+            setattr(self, name, self.add_weight(shape=(shape[-1],), initializer=value, trainable=False, name=name))
+
+    def call(self, x: Any) -> Any:
+        x = tf.where(tf.cast(self.squash, tf.bool), tf.sign(x) * tf.math.log1p(tf.abs(x)), x)
+        x = tf.clip_by_value((x - self.mean) * self.scale, -CLIP, CLIP)
+        return tf.where(tf.math.is_nan(x), 0.0, x)
+
+
+@dataclass
+class Network:
+    """``model``: float32[n, F] -> float32[n, W]; it is ``body`` after ``normalise``, which has nothing to train."""
+
+    architecture: Architecture
+    normalise: Any
+    body: Any
+    model: Any
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Every weight by a name of our own (layer/weight), float32."""
+        return {name: variable.numpy() for name, variable in self._named()}
+
+    def set_weights(self, weights: dict[str, np.ndarray]) -> None:
+        """Raises ModelError where names or shapes are not those of this architecture."""
+        named = dict(self._named())
+        found = {name: tuple(w.shape) for name, w in weights.items()}
+        expected = {name: tuple(v.shape) for name, v in named.items()}
+        if found != expected:
+            raise ModelError(f"the weights {found} do not fit the architecture, which has {expected}; train again")
+        for name, variable in named.items():
+            variable.assign(weights[name])
+
+    def _named(self) -> list[tuple[str, Any]]:
+        layers = [self.normalise, *self.body.layers]
+        pairs = [(f"{layer.name}/{v.name}", v) for layer in layers for v in layer.weights if "seed" not in v.name]
+        return sorted(pairs, key=lambda pair: pair[0])
+
+
+def build(architecture: Architecture, seed: int = 0) -> Network:
+    """A network with fresh weights, the same for the same seed.
+
+    The hidden layers see the normalised features; the outputs see the last hidden layer and the features themselves
+    (wide and deep: Cheng et al. 2016), starting at zero, so that training starts at the base rate.
+    """
+    inputs = keras.Input((architecture.features,), dtype="float32", name="normalised")
+    layer = inputs
+    for i, units in enumerate(architecture.hidden):
+        initial = keras.initializers.HeNormal(seed=seed * 1000 + i)
+        layer = keras.layers.Dense(units, "relu", kernel_initializer=initial, name=f"hidden{i}")(layer)
+        if architecture.dropout:
+            layer = keras.layers.Dropout(architecture.dropout, seed=seed * 1000 + 500 + i, name=f"dropout{i}")(layer)
+    width = architecture.width
+    outputs = keras.layers.Dense(width, kernel_initializer="zeros", name="heads")(layer)
+    if architecture.hidden:
+        wide = keras.layers.Dense(width, use_bias=False, kernel_initializer="zeros", name="wide")(inputs)
+        outputs = keras.layers.Add(name="outputs")([outputs, wide])
+    body = keras.Model(inputs, outputs, name="body")
+    normalise = Normalise(name="normalise")
+    features = keras.Input((architecture.features,), dtype="float32", name="features")
+    return Network(architecture, normalise, body, keras.Model(features, body(normalise(features)), name="network"))
+
+
+def encode(y: Any, architecture: Architecture, value_scale: Any) -> Any:
+    """Labels as the losses take them, float32[n, H]: binary ones as they are, values as standardised logs or ABSENT.
+
+    Args:
+        y: float32[n, H], finite. value_scale: float32[H, 2], mean and standard deviation of log(value) of each head.
+    """
+    columns = []
+    for h, head in enumerate(architecture.heads):
+        column = y[:, h]
+        if head.kind == "value":
+            log = (tf.math.log(tf.maximum(column, 1e-30)) - value_scale[h, 0]) / value_scale[h, 1]
+            column = tf.where(column > 0, log, ABSENT)
+        columns.append(column)
+    return tf.stack(columns, axis=1)
+
+
+def losses(raw: Any, target: Any, architecture: Architecture) -> Any:
+    """Each row's loss on each head, float32[n, H], in nats.
+
+    Binary: log loss. Value: zero-inflated log-normal (Wang, Liu and Miao 2019, arXiv 1912.07753), without its constant
+    terms: log loss of "is positive", plus log(sigma) + ((log v - mu) / sigma)^2 / 2 where it is.
+    """
+    if all(head.kind == "binary" for head in architecture.heads):
+        return tf.nn.sigmoid_cross_entropy_with_logits(labels=target, logits=raw)
+    columns = []
+    for h, head in enumerate(architecture.heads):
+        out, t = raw[:, architecture.columns(h)], target[:, h]
+        if head.kind == "binary":
+            columns.append(tf.nn.sigmoid_cross_entropy_with_logits(labels=t, logits=out[:, 0]))
+            continue
+        positive = tf.cast(t > ABSENT / 2, tf.float32)
+        mu, sigma = log_normal(out)
+        error = (tf.where(positive > 0, t, mu) - mu) / sigma
+        zero = tf.nn.sigmoid_cross_entropy_with_logits(labels=positive, logits=out[:, 0])
+        columns.append(zero + positive * (tf.math.log(sigma) + 0.5 * error * error))
+    return tf.stack(columns, axis=1)
+
+
+def log_normal(out: Any) -> tuple[Any, Any]:
+    """mu and sigma, float32[n] each, of a value head's raw outputs; bounded, so that no expectation explodes."""
+    mu = MU_LIMIT * tf.tanh(out[:, 1] / MU_LIMIT)
+    sigma = tf.minimum(tf.nn.softplus(out[:, 2]) + SIGMA_FLOOR, SIGMA_LIMIT)
+    return mu, sigma
+
+
+def expectations(raw: Any, architecture: Architecture, value_scale: Any) -> Any:
+    """What each head predicts, float32[n, H]: a probability, or E[value] = p exp(m + s mu + (s sigma)^2 / 2)."""
+    columns = []
+    for h, head in enumerate(architecture.heads):
+        out = raw[:, architecture.columns(h)]
+        chance = tf.sigmoid(out[:, 0])
+        if head.kind == "value":
+            mu, sigma = log_normal(out)
+            m, s = value_scale[h, 0], value_scale[h, 1]
+            chance = chance * tf.exp(m + s * mu + 0.5 * tf.square(s * sigma))
+        columns.append(chance)
+    return tf.stack(columns, axis=1)
+
+
+def initial_bias(architecture: Architecture, base_rates: Iterable[float]) -> np.ndarray:
+    """The output bias, float32[W], at which an untrained network predicts each head's base rate.
+
+    Args:
+        base_rates: the weighted share of positive rows of each head.
+    """
+    bias = np.zeros(architecture.width, dtype=np.float32)
+    for h, (head, rate) in enumerate(zip(architecture.heads, base_rates, strict=True)):
+        columns = bias[architecture.columns(h)]
+        rate = min(max(rate, 1e-6), 1 - 1e-6)
+        columns[0] = np.log(rate / (1 - rate))
+        if head.kind == "value":
+            columns[2] = np.log(np.expm1(1.0 - SIGMA_FLOOR))  # sigma 1, in standardised logs
+    return bias

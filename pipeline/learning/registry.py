@@ -1,0 +1,237 @@
+"""Model versions on disk: written once, verified at every load, one of them in use.
+
+``models/<client>/<version>/`` holds weights.npz (numbers only, never pickled), spec.json, config.yaml, model.json (the
+architecture and what is known of each head) and card.json, which names the SHA-256 of each of them. A version's name
+ends in the digest of its card, so a version vouches for all its bytes. ``current`` names the version in use and is
+replaced atomically. Loading executes nothing from a file: the network is built by our code and given numbers.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import re
+import shutil
+import tempfile
+import urllib.parse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.config import Config
+from pipeline.errors import ModelError
+
+if TYPE_CHECKING:
+    from pipeline.features.spec import FeatureSpec
+    from pipeline.learning.train import TrainedModel
+
+FORMAT = 1
+FILES = ("weights.npz", "spec.json", "config.yaml", "model.json")
+VERSION = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{16}")
+LIBRARIES = ("eventgrain", "tensorflow", "tensorflow-cpu", "keras", "numpy", "pandas", "scikit-learn")
+
+
+def client_dir(models: str | Path, client: str) -> Path:
+    """Where a client's versions are. Any name is safe: it is percent-encoded, a dot in front too."""
+    if not client:
+        raise ModelError("a model needs a client's name, found an empty one")
+    name = urllib.parse.quote(client, safe="")
+    if name.startswith("."):
+        name = "%2E" + name[1:]
+    if len(name) > 200:  # file systems take 255 bytes; no encoded name has a '%' before anything but two hex digits
+        name = f"{name[:150]}%-{hashlib.sha256(client.encode()).hexdigest()[:32]}"
+    return Path(models) / name
+
+
+def save_version(
+    models: str | Path,
+    client: str,
+    model: TrainedModel,
+    spec: FeatureSpec,
+    config: Config,
+    metrics: Mapping[str, Any],
+    *,
+    snapshot: int | None = None,
+    as_of: str | None = None,
+    activate: bool = True,
+) -> str:
+    """Write a new version and, with ``activate``, put it in use. Returns its name.
+
+    A version appears whole or not at all: it is written aside, synced and renamed.
+
+    Args:
+        models: the run's models directory. metrics: strict JSON, as of ``evaluate``.
+        snapshot: the store's version it was trained on. as_of: where its data end.
+    Raises:
+        ModelError: the metrics are not strict JSON, or the directory cannot be written.
+    """
+    contents = {
+        "weights.npz": _pack(model.network.weights()),
+        "spec.json": spec.to_json().encode(),
+        "config.yaml": config.dump().encode(),
+        "model.json": _json(model.describe()),
+    }
+    now = dt.datetime.now(dt.UTC)
+    card = {
+        "format": FORMAT,
+        "client": client,
+        "created": now.isoformat(timespec="seconds"),
+        "as_of": as_of,
+        "snapshot": snapshot,
+        "seed": config.model.seed,
+        "metrics": dict(metrics),
+        "notes": model.notes,
+        "training": model.training(),
+        "libraries": {"python": platform.python_version(), **_libraries()},
+        "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
+    }
+    contents["card.json"] = _json(card)
+    version = f"{now:%Y%m%dT%H%M%SZ}-{hashlib.sha256(contents['card.json']).hexdigest()[:16]}"
+    home = client_dir(models, client)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=".new-", dir=home))
+        try:
+            for name, data in contents.items():
+                _write(aside / name, data)
+            aside.chmod(0o755)
+            if not (home / version).exists():
+                aside.rename(home / version)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        raise ModelError(f"cannot write a model version below {home}: {error.strerror}") from None
+    if activate:
+        use(models, client, version)
+    return version
+
+
+def use(models: str | Path, client: str, version: str) -> None:
+    """Put a version in use, atomically: a reader sees the old name or the new one.
+
+    Raises:
+        ModelError: there is no such version, or the directory cannot be written.
+    """
+    home = client_dir(models, client)
+    if version not in (known := versions(models, client)):
+        raise ModelError(f"there is no model version {version!r} in {home}; there are: {', '.join(known) or 'none'}")
+    try:
+        handle, name = tempfile.mkstemp(prefix=".current-", dir=home)
+        os.close(handle)
+        _write(Path(name), version.encode() + b"\n")
+        Path(name).chmod(0o644)
+        Path(name).replace(home / "current")
+    except OSError as error:
+        raise ModelError(f"cannot put model version {version} in use in {home}: {error.strerror}") from None
+
+
+def versions(models: str | Path, client: str) -> list[str]:
+    """A client's versions, oldest first."""
+    home = client_dir(models, client)
+    return sorted(p.name for p in home.iterdir() if VERSION.fullmatch(p.name)) if home.is_dir() else []
+
+
+def current(models: str | Path, client: str) -> str | None:
+    """The version in use, or None where the client has none. Raises ModelError for a damaged ``current``."""
+    try:
+        name = (client_dir(models, client) / "current").read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"cannot read which model of client {client!r} is in use: {error}") from None
+    if not VERSION.fullmatch(name):
+        raise ModelError(f"'current' of client {client!r} names {name[:80]!r}, which is no version; train again")
+    return name
+
+
+def load_current(models: str | Path, client: str) -> tuple[TrainedModel, FeatureSpec, dict[str, Any]]:
+    """The model in use, its feature specification and its card, all verified.
+
+    Raises:
+        ModelError: the client has no model, or a file is missing, changed or of another format.
+    """
+    version = current(models, client)
+    if version is None:
+        raise ModelError(f"client {client!r} has no model yet in {Path(models)}: run train first")
+    return load_version(models, client, version)
+
+
+def load_version(models: str | Path, client: str, version: str) -> tuple[TrainedModel, FeatureSpec, dict[str, Any]]:
+    """As :func:`load_current`, of a named version."""
+    from pipeline.features.spec import FeatureSpec
+    from pipeline.learning.train import TrainedModel
+
+    card, contents = _verified(client_dir(models, client) / version, version)
+    weights = _unpack(contents["weights.npz"])
+    model = TrainedModel.restore(json.loads(contents["model.json"]), weights, card["training"])
+    spec = FeatureSpec.from_json(contents["spec.json"].decode())
+    if len(spec) != model.network.architecture.features:
+        raise ModelError(f"model version {version} has {len(spec)} features for a network of another width")
+    return model, spec, card
+
+
+def _verified(folder: Path, version: str) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The card and the bytes of every file, once their digests are right. What is verified is what is used."""
+    if not VERSION.fullmatch(version):
+        raise ModelError(f"{version!r} is not the name of a model version")
+    found = {}
+    for name in ("card.json", *FILES):
+        try:
+            found[name] = (folder / name).read_bytes()
+        except OSError as error:
+            raise ModelError(f"model version {folder}: cannot read {name} ({error.strerror}); train again") from None
+    if hashlib.sha256(found["card.json"]).hexdigest()[:16] != version[-16:]:
+        raise ModelError(f"model version {folder}: card.json was changed after it was written; train again")
+    card = json.loads(found.pop("card.json"))
+    if card.get("format") != FORMAT:
+        raise ModelError(f"model version {folder} has format {card.get('format')!r}, this version reads {FORMAT}")
+    for name, data in found.items():
+        digest, expected = hashlib.sha256(data).hexdigest(), str(card["sha256"].get(name))
+        if digest != expected:
+            raise ModelError(
+                f"model version {folder}: {name} was changed after it was written (its SHA-256 begins {digest[:12]}, "
+                f"the card says {expected[:12]}); put another version in use or train again"
+            )
+    return card, found
+
+
+def _pack(weights: Mapping[str, np.ndarray]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: np.asarray(w, dtype=np.float32) for name, w in weights.items()})  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def _unpack(data: bytes) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def _json(values: Mapping[str, Any]) -> bytes:
+    try:
+        return json.dumps(values, indent=1, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"what is to be stored with the model is not strict JSON: {error}") from None
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _libraries() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

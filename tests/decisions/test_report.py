@@ -1,0 +1,187 @@
+"""The report of run directories: what it says, that it is one safe file, and that parts may be missing."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import At, Config, Decide, Outcome
+from pipeline.decisions import report
+from pipeline.errors import StoreError
+from tests.decisions.rundir import EVIL, make_run
+
+RETAIL = Config(
+    name="grocer",
+    at=At(every="28d"),
+    outcomes={
+        "redeem": Outcome(events="redeem", within="28d"),
+        "spend": Outcome(sum="value", of="basket", within="28d"),
+    },
+    decide=Decide(hold_when=None, reward={"redeem": 1.0}),
+)  # fmt: skip
+
+
+class Page(html.parser.HTMLParser):
+    """Tags with their attributes, the visible text, and whether every element is closed."""
+
+    EMPTY = {"meta", "link", "br"}
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def email(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("email") / "demo"
+    make_run(folder, Config(), ["acme", "ze<b>nith"], rows=1500)
+    return folder
+
+
+def test_the_answer_comes_first(email: Path) -> None:
+    path = report.write_report(email)
+    assert path == email / "report.html"
+    page = Page(path.read_text(encoding="utf-8"))
+    decided = json.loads((email / "metrics.json").read_text())["decisions"].values()
+    held, eligible = (sum(d[k] for d in decided) for k in ("held", "eligible"))
+    assert f"Hold {held:,} of {eligible:,} subscribers from the next message." in page.text
+    avoided = sum(d["avoided"]["expected"] for d in decided)
+    whole = sum(d["avoided"]["of"] for d in decided)
+    assert f"expected to avoid {avoided:.{0 if avoided >= 9.95 else 1}f} of" in page.text
+    assert f"unsubscribes ({100 * avoided / whole:.1f}%), and to give up" in page.text
+    tests = [d["backtest"] for d in decided]
+    count, of = (sum(t["caught"][k] for t in tests) for k in ("count", "of"))
+    assert f"({count:.0f} of {of:.0f}; 90% interval" in page.text
+    assert "2,013,440 rows in = 1,998,201 kept + 10,039 duplicates + 5,200 rejected." in page.text
+    for word in ("logistic regression", "ideal observer", "the true probability", "0.50% of sends", "scanner click"):
+        assert word in page.text
+    assert page.text.index("Hold ") < page.text.index("Campaigns") < page.text.index("rows in =")
+    assert page.text.count("expected loss") >= 12  # the riskiest of each client, in words
+    assert not list(email.glob(".report*"))
+
+
+def test_one_file_that_asks_for_nothing_and_runs_nothing(email: Path) -> None:
+    text = report.render(report.ReportInput.from_run_dir(email))
+    page = Page(text)
+    names = {tag for tag, _ in page.tags}
+    assert not names & {"script", "img", "iframe", "object", "embed", "base", "form", "b0"}
+    for tag, attributes in page.tags:
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            if name in ("src", "href", "action", "srcset", "xlink:href"):
+                assert value is not None
+                assert value.startswith(("#", "data:,"))
+        if tag == "meta" and attributes.get("http-equiv"):
+            assert "default-src 'none'" in str(attributes["content"])
+    assert "url(" not in text
+    assert "@import" not in text
+
+
+def test_text_of_the_log_is_escaped(email: Path) -> None:
+    text = report.render(report.ReportInput.from_run_dir(email))
+    assert EVIL not in text
+    assert "<script" not in text
+    assert "ze<b>nith" not in text
+    page = Page(text)
+    assert EVIL in page.text  # shown as it is called
+    assert "ze<b>nith" in page.text
+
+
+def test_every_chart_is_described(email: Path) -> None:
+    page = Page(report.render(report.ReportInput.from_run_dir(email)))
+    charts = [a for tag, a in page.tags if tag == "svg" and a.get("role") == "img"]
+    assert len(charts) >= 8
+    assert all(a.get("aria-label") for a in charts)
+    assert page.text.count("the numbers") == len(charts)
+
+
+def test_a_log_that_is_not_email(tmp_path: Path) -> None:
+    make_run(tmp_path / "grocer", RETAIL, ["grocer"], rows=1000, truth=False)
+    page = Page(report.write_report(tmp_path / "grocer").read_text(encoding="utf-8"))
+    assert "subscribers ranked for the next message." in page.text
+    assert "of the expected redeems." in page.text
+    for word in ("unsubscribe", "click rate", "deliver", "Hold ", "simulated log", "true probability"):
+        assert word not in page.text.partition("the configuration")[0]
+    assert "baskets" in page.text
+
+
+def test_rebuilt_from_the_tables_alone(email: Path, tmp_path: Path) -> None:
+    full = json.loads((email / "metrics.json").read_text())
+    bare = tmp_path / "demo"
+    bare.mkdir()
+    for name in ("config.yaml", "decisions", "rollups"):
+        (bare / name).symlink_to(email / name)
+    (bare / "metrics.json").write_text("{}")
+    given = report.ReportInput.from_run_dir(bare)
+    for client, decided in full["decisions"].items():
+        found = given.metrics["decisions"][client]
+        for key in ("held", "eligible", "reasons", "waves"):
+            assert found[key] == decided[key]
+        assert found["avoided"] == pytest.approx(decided["avoided"])
+    page = Page(report.render(given))
+    assert "Hold " in page.text
+
+
+@pytest.mark.parametrize("part", ["events", "stages", "models", "decisions", "rules", "dirt", "run"])
+def test_parts_may_be_missing(email: Path, part: str) -> None:
+    given = report.ReportInput.from_run_dir(email)
+    Page(report.render(report.ReportInput(given.config, {k: v for k, v in given.metrics.items() if k != part})))
+
+
+def test_nothing_yet(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="nothing to report"):
+        report.write_report(tmp_path)
+    (tmp_path / "metrics.json").write_text("{")
+    with pytest.raises(StoreError, match="damaged"):
+        report.write_report(tmp_path)
+    (tmp_path / "metrics.json").write_text("{}")
+    assert "No list has been made yet." in Page(report.write_report(tmp_path).read_text(encoding="utf-8")).text
+
+
+def test_rows_that_do_not_add_up_are_shown(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text('{"events": {"in": 10, "kept": 5, "duplicates": 1, "rejected": 1}}')
+    text = Page(report.write_report(tmp_path).read_text(encoding="utf-8")).text
+    assert "These add up to 7, not to the rows in." in text
+
+
+def test_nobody_can_be_held_without_a_model(email: Path) -> None:
+    given = report.ReportInput.from_run_dir(email)
+    for decided in given.metrics["decisions"].values():
+        decided |= {
+            "avoided": None,
+            "given_up": {},
+            "net": None,
+            "held": 0,
+            "missing": ["unsubscribe"],
+            "backtest": None,
+        }
+    text = Page(report.render(given)).text
+    assert "Nobody is held: there are too few unsubscribes to learn from." in text
+    assert "No model for unsubscribe" in text

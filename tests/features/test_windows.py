@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import datetime as dt
+import zoneinfo
+
+import duckdb
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from pipeline.backend import Backend
+from pipeline.features import windows
+from pipeline.features.samples import SampleRequest
+from pipeline.features.spec import FeatureSpec
+from pipeline.features.table import feature_table
+from tests.features.logs import DAY, KINDS, Event, frame_of, logs, random_log
+
+WINDOWS = [DAY, 3 * DAY, 30 * DAY]
+SPEC = FeatureSpec.counts(KINDS, WINDOWS, "send")
+ASKED = SampleRequest("train", as_of=2**60, heads=(), exposure="send")
+
+
+def sql(events: list[Event]) -> list[tuple[int, ...]]:
+    """Counts by DuckDB: RANGE frames that end one microsecond before the send."""
+    counts = ", ".join(
+        f"count(*) FILTER (WHERE event = '{kind}') OVER w{i}" for i in range(len(WINDOWS)) for kind in KINDS
+    )
+    frames = ", ".join(
+        f"w{i} AS (PARTITION BY key ORDER BY ts RANGE BETWEEN {window} PRECEDING AND 1 PRECEDING)"
+        for i, window in enumerate(WINDOWS)
+    )
+    connection = duckdb.connect()
+    key, ts, event, identity = (np.array([e[i] for e in events]) for i in (0, 1, 2, 4))
+    log = {"key": key.astype(np.int64), "ts": ts.astype(np.int64), "event": event.astype("U"), "id": identity}
+    connection.register("log", log)
+    query = f"""SELECT * EXCLUDE (event) FROM (SELECT id, event, {counts} FROM log WINDOW {frames})
+                WHERE event = 'send' ORDER BY id"""
+    return connection.execute(query).fetchall()
+
+
+def ours(backend: Backend, events: list[Event]) -> list[tuple[int, ...]]:
+    table = feature_table(frame_of(events, backend), SPEC, ASKED, backend)
+    ids = backend.to_pandas(table.keys)["event_id"].tolist()
+    return sorted((i, *map(int, row)) for i, row in zip(ids, backend.to_host(table.X).tolist(), strict=True))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None)
+@given(events=logs().filter(len))
+def test_counts_agree_with_sql(backend: Backend, events: list[Event]) -> None:
+    assert ours(backend, events) == sql(events)
+
+
+def test_counts_of_a_large_log_agree_with_sql(backend: Backend) -> None:
+    events = random_log(np.random.default_rng(3), 30_000, 400, 60)
+    assert ours(backend, events) == sql(events)
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "America/St_Johns", "Asia/Kathmandu", "Pacific/Apia"])
+def test_local_time_is_zoneinfo_s(backend: Backend, zone: str) -> None:
+    rng = np.random.default_rng(4)
+    start, end = 1_293_840_000, 1_767_225_600  # 2011 to 2026: Apia skipped a day, clocks changed all over
+    change = 1_774_746_000 - 365 * 86_400 + 86_400  # 2025-03-30 01:00 UTC, when Berlin went forward
+    at = np.concatenate([rng.integers(start, end, 500), change + np.arange(-2, 3)]) * 1_000_000
+    found = backend.to_host(windows.local_time(backend.xp, backend.asarray(at), zone))
+    epoch = dt.datetime(1970, 1, 1)  # noqa: DTZ001
+    expected = [
+        (dt.datetime.fromtimestamp(t // 1_000_000, zoneinfo.ZoneInfo(zone)).replace(tzinfo=None) - epoch)
+        // dt.timedelta(microseconds=1)
+        for t in at.tolist()
+    ]
+    assert found.tolist() == expected
+
+
+def test_hour_and_weekday_are_of_the_client_s_zone(backend: Backend) -> None:
+    spec = FeatureSpec.counts(KINDS, [DAY], "send")
+    from pipeline.config import Config
+
+    full = FeatureSpec.from_config(Config(), KINDS)
+    spec = full.select(["hour_sin", "hour_cos", "weekday_sin", "weekday_cos"])
+    asked = SampleRequest("train", as_of=2**60, heads=(), exposure="send", timezone="Asia/Tokyo")
+    sunday_noon = 1_767_528_000_000_000  # 2026-01-04 12:00 UTC; in Tokyo 21:00
+    late = sunday_noon + 4 * 3_600_000_000  # Monday 01:00 in Tokyo
+    events = [Event(1, sunday_noon, "send"), Event(1, late, "send")]
+    found = backend.to_host(feature_table(frame_of(events, backend), spec, asked, backend).X)
+    turn = 2 * np.pi
+    expected = [
+        [f(turn * h / 24) for f in (np.sin, np.cos)] + [f(turn * d / 7) for f in (np.sin, np.cos)]
+        for h, d in ((21, 6), (1, 0))
+    ]
+    assert found.tolist() == np.array(expected, dtype=np.float32).tolist()
