@@ -56,7 +56,7 @@ def train_client(
     table = training_table(store, client, config, backend, as_of)
     rows, valid, holdout = (select(table, split) for split in (TRAIN, VALIDATION, HOLDOUT))
     if not len(rows):
-        raise DataError(_too_short(store, client, config))
+        raise DataError(_too_short(store, client, config, as_of))
     with Progress(f"train {client}", len(rows) * config.model.epochs, "samples") as progress:
         model = train(rows, valid, networks.heads_of(config), config.model, progress)
     p = model.predict(table.X, holdout.index)
@@ -109,7 +109,7 @@ def training_table(
             tables = dask.compute(*tasks, scheduler="threads", **threads)
     table = features.concat(tables)
     if not len(table):
-        raise DataError(_too_short(store, client, config))
+        raise DataError(_too_short(store, client, config, as_of))
     return table
 
 
@@ -126,14 +126,16 @@ def _check_memory(store: EventStore, client: str, config: Config, backend: Backe
         )
 
 
-def _too_short(store: EventStore, client: str, config: Config) -> str:
+def _too_short(store: EventStore, client: str, config: Config, as_of: int) -> str:
     first, last = store.bounds(client)
+    days = max(min(last, as_of) - first, 0) / 86_400e6
     split = config.split
     needed = split.validation + split.holdout + 3 * config.horizon + config.lateness
     return (
-        f"client {client!r} has no decision point to train on: its events span {(last - first) / 86_400e6:.1f} days, "
-        f"and validation, hold-out, three horizons and the lateness take {format_duration(needed)} of them; "
-        "shorten split.validation, split.holdout or outcomes.*.within, or add history"
+        f"client {client!r} has no decision point to train on: its events before as_of "
+        f"({np.datetime64(as_of, 'us')} UTC) span {days:.1f} days, and validation, hold-out, three horizons and the "
+        f"lateness take {format_duration(needed)} of them; shorten split.validation, split.holdout or "
+        "outcomes.*.within, set a later as_of, or add history"
     )
 
 

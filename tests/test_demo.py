@@ -1,0 +1,124 @@
+"""The main job, end to end, on a small simulated log: as a user runs it, in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import pytest
+
+SMALL = [
+    "name=small",
+    "simulate.events=40000",
+    "simulate.days=90",
+    "model.epochs=3",
+    "model.minimum_positives=5",
+    "windows=[7d,30d]",
+]
+
+
+def pipeline_run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipeline.run", *arguments, f"runs={folder}", "backend=cpu"]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("runs")
+    done = pipeline_run(folder, *SMALL)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_every_stage_leaves_what_it_promises(finished: tuple[Path, str]) -> None:
+    folder, said = finished
+    run = folder / "small"
+    metrics = json.loads((run / "metrics.json").read_text())
+    events = metrics["events"]
+    assert events["in"] == events["kept"] + events["duplicates"] + events["rejected"]
+    raw = duckdb.sql(f"select count(*) from '{run}/raw/events/*/*.parquet'").arrow().read_all().to_pydict()
+    assert [events["in"]] == next(iter(raw.values()))
+    assert set(metrics["stages"]) == {"simulate", "ingest", "rollup", "train", "decide", "report"}
+    for stage in metrics["stages"].values():
+        assert set(stage) == {"seconds", "rows", "rows_per_second", "peak_rss_bytes"}
+    for client in ("acme", "globex"):
+        for outcome in ("unsubscribe", "click", "open"):
+            assert metrics["models"][client][outcome]["rows"] > 0
+        click = metrics["models"][client]["click"]
+        assert 0.5 < click["roc_auc"] < click["truth"]["roc_auc"] + 0.1
+        assert set(click["baselines"]) == {"base_rate", "logistic"}
+    html = (run / "report.html").read_text()
+    assert "acme" in html
+    assert 'src="http' not in html
+    assert "backend   pandas" in said
+    assert "rows in" in said
+
+
+def test_decisions_hold_no_duplicates_and_all_active_subscribers(finished: tuple[Path, str]) -> None:
+    run = finished[0] / "small"
+    files = f"'{run}/decisions/**/*.parquet'"
+    rows = duckdb.sql(
+        f"select count(*) n, count(distinct (client, subscriber)) d from read_parquet({files})"
+    ).to_arrow_table()
+    counted = rows.to_pylist()[0]
+    assert counted["n"] == counted["d"] > 0
+    actions = duckdb.sql(f"select distinct action from read_parquet({files})").to_arrow_table().to_pylist()
+    assert {a["action"] for a in actions} <= {"send", "hold", "explore", "unscored"}
+
+
+def test_finished_stages_are_not_redone(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    versions = sorted((folder / "small" / "models" / "acme").iterdir())
+    again = pipeline_run(folder, *SMALL)
+    assert again.returncode == 0, again.stderr
+    for stage in ("rollup", "train", "decide"):
+        line = next(text for text in again.stdout.splitlines() if text.startswith(stage))
+        assert "unchanged, reused" in line
+    assert "nothing new" in again.stdout
+    assert sorted((folder / "small" / "models" / "acme").iterdir()) == versions
+    metrics = json.loads((folder / "small" / "metrics.json").read_text())
+    assert metrics["stages"]["ingest"]["rows"] == metrics["events"]["in"]
+
+
+def test_another_question_is_asked_anew(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    changed = pipeline_run(folder, "decide", *SMALL, "decide.cost=1000")
+    assert changed.returncode == 0, changed.stderr
+    line = next(text for text in changed.stdout.splitlines() if text.startswith("decide"))
+    assert "reused" not in line
+
+
+def test_plan_reads_no_data_and_writes_nothing(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    before = sorted(p for p in folder.rglob("*"))
+    planned = pipeline_run(folder, "plan", *SMALL)
+    assert planned.returncode == 0, planned.stderr
+    assert "partitions" in planned.stdout
+    assert sorted(p for p in folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["source={path: RAW, columns: {subscriber: user, ts: event_time, event: event_name}}"], "'user_id'"),
+        (["source={path: /nowhere, columns: {subscriber: u, ts: t, event: e}}"], "/nowhere"),
+        (["at={event: sent}"], "did you mean 'send'"),
+        (["as_of=2020-01-01"], "as_of (2020-01-01T00:00:00.000000 UTC) span 0.0 days"),
+        (["cluster=tcp://127.0.0.1:1"], "127.0.0.1:1"),
+        (["decide.suppressed=/nowhere.csv"], "/nowhere.csv"),
+    ],
+)
+def test_wrong_input_gets_one_message_and_status_2(
+    finished: tuple[Path, str], overrides: list[str], message: str
+) -> None:
+    folder, _ = finished
+    raw = str(folder / "small" / "raw" / "events")
+    given = [text.replace("RAW", raw) for text in overrides]
+    name = "name=other" if any("source" in text for text in given) else "name=small"
+    failed = pipeline_run(folder, "decide", *SMALL, name, *given)
+    assert failed.returncode == 2, failed.stdout + failed.stderr
+    assert message in failed.stderr
+    assert "Traceback" not in failed.stderr
