@@ -20,6 +20,8 @@ endif
 installed := .venv/.installed-$(kind)
 python := .venv/bin/python
 sync := UV_PROJECT_ENVIRONMENT=.venv UV_PYTHON_DOWNLOADS=never $(UV) sync --locked --quiet $(groups)
+# A file's tests share what they set up, so they stay in one process; a GPU is not shared at all.
+parallel := -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: help setup run test check format bench gpu-test retail lock clean
 
@@ -33,7 +35,7 @@ run: $(installed)  ## the main job, end to end: a demo log to runs/demo/report.h
 	$(python) -m pipeline.run $(ARGS)
 
 test: $(installed)  ## the tests (ARGS=... passes options on to pytest)
-	$(python) -m pytest $(ARGS)
+	$(python) -m pytest $(parallel) $(ARGS)
 
 check: $(installed)  ## lint, format and types
 	$(python) -m ruff check .
@@ -48,7 +50,7 @@ bench: $(installed)  ## the features workload beside Polars and DuckDB (ARGS=...
 	$(python) -m bench.run $(or $(ARGS),features --events 20e6 --peers polars,duckdb)
 
 gpu-test:  ## the tests that compare both backends; needs an NVIDIA GPU
-	$(MAKE) GPU=1 test ARGS="-m gpu $(ARGS)"
+	$(MAKE) GPU=1 test parallel=-n0 ARGS="-m gpu -rs $(ARGS)"
 
 retail: .venv/.installed-retail  ## the grocery example: build its event log and run the main job on it
 	$(python) examples/retail/make_events.py

@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import shutil
 import statistics
 import subprocess
@@ -56,7 +55,10 @@ def machine() -> dict[str, Any]:
 
 
 def tree_peak_bytes() -> int:
-    """Peak resident memory of this process and all below it: the sum of each one's own peak."""
+    """Peak resident memory of this process and all below it: the sum of each one's own peak.
+
+    Not getrusage's: a child's starts at its parent's.
+    """
     children: dict[int, list[int]] = {}
     peaks: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
@@ -73,12 +75,12 @@ def tree_peak_bytes() -> int:
         pid = int(entry.name)
         children.setdefault(int(status["PPid"]), []).append(pid)
         peaks[pid] = int(status.get("VmHWM", "0 kB").split()[0]) * 1024
-    total, todo = 0, list(children.get(os.getpid(), []))
+    total, todo = 0, [os.getpid()]
     while todo:
         pid = todo.pop()
         total += peaks.get(pid, 0)
         todo += children.get(pid, [])
-    return total + resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return total
 
 
 def _measure(args: argparse.Namespace) -> None:

@@ -80,6 +80,15 @@ class Backend:
         if self.on_gpu:
             _cupy().cuda.get_current_stream().synchronize()
 
+    def free_memory(self) -> int:
+        """Bytes that can still be allocated where the arrays live."""
+        if self.on_gpu:
+            return int(_cupy().cuda.runtime.memGetInfo()[0])
+        import psutil
+        from distributed.system import MEMORY_LIMIT  # knows of control groups, which psutil does not
+
+        return int(min(psutil.virtual_memory().available, MEMORY_LIMIT))
+
     # -- frames ------------------------------------------------------------------------------------------------
 
     def from_arrow(self, table: pa.Table) -> Frame:
@@ -91,6 +100,22 @@ class Backend:
         strings = {pa.string(): pd.StringDtype("pyarrow", na_value=np.nan)}
         strings[pa.large_string()] = strings[pa.string()]
         return table.to_pandas(types_mapper=strings.get, split_blocks=True, self_destruct=False)
+
+    def frame(self, columns: dict[str, Array], times: tuple[str, ...] = ()) -> Frame:
+        """Arrays of one length as a frame with a plain index, without a copy where the side allows.
+
+        Args:
+            times: columns of int64 microseconds that become naive datetime64[us].
+        """
+        if self.on_gpu:
+            made = _cudf().DataFrame(columns)
+            for name in times:
+                made[name] = made[name].astype("datetime64[us]")
+            return made
+        import pandas as pd
+
+        viewed = {n: c.view("datetime64[us]") if n in times else c for n, c in columns.items()}
+        return pd.DataFrame(viewed, copy=False)
 
     def to_arrow(self, frame: Frame) -> pa.Table:
         """A frame, without its index, as an Arrow table on the host."""

@@ -140,7 +140,9 @@ def _dispatch(command: str, overrides: list[str], options: argparse.Namespace) -
         return 0
     config = configuration.load(options.config, overrides)
     if command == "plan":
-        stages.plan(config)
+        from pipeline.plan import make_plan
+
+        print("\n".join(make_plan(config).lines))
         return 0
     stages.run(config, until="report" if command == "all" else command)
     return 0

@@ -6,6 +6,7 @@ under a key made of everything they depend on, so a finished stage is not redone
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime as dt
 import functools
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import __version__
 from pipeline.backend import Backend, choose
 from pipeline.config import Columns, Config, Source
-from pipeline.errors import ConfigError, StoreError
+from pipeline.errors import ConfigError, EventgrainError
 from pipeline.progress import Progress
 from pipeline.rundir import STAGES, PeakMemory, RunDirectory, code_version, fingerprint
 
@@ -70,11 +71,15 @@ class Context:
 
 @dataclass
 class Outcome:
-    """What a stage leaves: a line for the user, the rows it went through, and a JSON-ready result."""
+    """What a stage leaves: a line for the user, the rows it went through, and a JSON-ready result.
+
+    ``idle``: it found nothing new to do, so what it left before, and how long that took, still holds.
+    """
 
     line: str
     rows: int
     result: dict[str, Any] = field(default_factory=dict)
+    idle: bool = False
 
 
 @dataclass(frozen=True)
@@ -164,7 +169,8 @@ def _run_stage(context: Context, name: str) -> None:
         "rows_per_second": round(outcome.rows / max(seconds, 1e-9)),
         "peak_rss_bytes": peak.bytes,
     }
-    context.run.record(name, key, {**outcome.result, "line": outcome.line}, timing)
+    if not (outcome.idle and context.run.timing(name)):
+        context.run.record(name, key, {**outcome.result, "line": outcome.line}, timing)
     say(f"{name:<9} {outcome.line}  [{seconds:.1f} s]")
 
 
@@ -174,24 +180,13 @@ def _log_bytes(config: Config) -> int | None:
     from pipeline.events.store import EventStore
 
     sizes = []
-    with _absent_is_fine():
+    # The demo's source is yet to be simulated, a first run has no store; ingest makes all other complaints.
+    with contextlib.suppress(EventgrainError):
         sizes.append(EventStore(config.store_uri).bytes())
-    with _absent_is_fine():
-        assert config.source is not None  # noqa: S101
+    with contextlib.suppress(EventgrainError):
+        assert config.source is not None
         sizes.append(sum(found.size for found in find_files(config.source.path)[1]))
     return max(sizes, default=None)
-
-
-class _absent_is_fine:  # noqa: N801
-    """The demo's source is yet to be simulated and a first run has no store; ingest makes all other complaints."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
-        from pipeline.errors import EventgrainError
-
-        return kind is not None and issubclass(kind, EventgrainError)
 
 
 # -- the stages --------------------------------------------------------------------------------------------------
@@ -203,7 +198,7 @@ def _simulate(context: Context) -> Outcome:
     settings = context.config.simulate
     with Progress("simulate", settings.events, "events") as progress:
         report = simulate(settings, context.run.path / "raw", context.cluster.workers or 2, progress)
-    return Outcome(report.line(), report.rows, {"kinds": report.kinds, "dirt": report.dirt})
+    return Outcome(report.line(), report.rows, {"kinds": report.kinds, "dirt": report.dirt}, idle=report.reused)
 
 
 def _ingest(context: Context) -> Outcome:
@@ -213,14 +208,13 @@ def _ingest(context: Context) -> Outcome:
         report = ingest(context.config, context.backend, progress)
     context.refresh()
     store = context.store
-    rules = [dataclasses.asdict(rule) for rule in report.rules]
     result = {
         "events": store.totals(),
-        "rules": rules if report.files else context.run.result("ingest").get("rules", rules),
+        "rules": [dataclasses.asdict(rule) for rule in report.rules],
         "version": store.version(),
         "clients": store.clients(),
     }
-    return Outcome(report.line(), report.rows_in, result)
+    return Outcome(report.line(), report.rows_in, result, idle=not report.rows_in and not report.compacted)
 
 
 def _rollup(context: Context) -> Outcome:
@@ -294,12 +288,12 @@ def _train_key(context: Context) -> str:
 
 
 def _decide_key(context: Context) -> str:
-    from pipeline.learning.registry import current_version
+    from pipeline.learning.registry import current
 
     decide = context.config.decide
     lists = [_stamp(path) for path in (decide.plan, decide.suppressed)]
     models = context.run.path / "models"
-    versions = {client: current_version(models, client) for client in context.store.clients()}
+    versions = {client: current(models, client) for client in context.store.clients()}
     return fingerprint("decide", _train_key(context), versions, lists)
 
 

@@ -28,21 +28,22 @@ One send (sigma is the logistic function; parameters are the fields of ``Paramet
                    x leave_unread where not opened, x leave_asleep where not opened and asleep; inbox only
     complaint      min(0.5, complain exp(-complain_patience a)) of the negative ones; the others unsubscribe
 
-with fit f = cos(2 pi (interest - topic) / 6) and quality q ~ N(0, 1) of the campaign. Unsubscribe and complaint exclude
-each other, so their probabilities add up to that of either; what becomes of one send does not depend on another's fate,
-so within the lag of a suppression somebody may leave twice. A second open or click of the same message does not change any
-probability. Delays are log-logistic, cut off within the horizon of their outcome (opens and clicks 3 days, leaving 7).
+with fit f = cos(2 pi (interest - topic) / 6) and quality q ~ N(0, 1) of the campaign. Unsubscribe and complaint
+exclude each other, so their probabilities add up to that of either; apart from what it leaves in the log, one send
+does not bear on another, so within the lag of a suppression somebody may leave twice. A second open or click of the
+same message does not change any probability. Delays are log-logistic, cut off within the horizon of their outcome
+(opens and clicks 3 days, leaving 7).
 
-Sends: a client runs 2 campaigns a day (``calendar``); a subscriber gets one of them, at random, with probability intensity
-of the day x tier. A client's list begins with its initial subscribers and grows by ``growth`` of them a day, each joining
-with a subscribe event. A hard bounce stops the sends at once, leaving within U(0, 2) days. Nothing hidden decides about a
-send but that lag. Times are UTC; hours are local, by a fixed offset of each client (no daylight saving).
+Sends: a client runs 2 campaigns a day (``calendar``); a subscriber gets one of them, at random, with probability
+intensity of the day x tier. A client's list begins with its initial subscribers and grows by ``growth`` of them a
+day, each joining with a subscribe event. A hard bounce stops the sends at once, leaving within U(0, 2) days. Nothing
+hidden decides about a send but that lag. Times are UTC; hours are local, by a fixed offset of each client (no
+daylight saving).
 
 Sources: the rates are within what senders' benchmark reports publish (opens 15-30% of delivered, clicks 1-4%,
 unsubscribes 0.1-0.5%, complaints 0.01-0.1%, below Gmail's limit of 0.3%). The signs of the effects are common
-knowledge of the field (volume, ignored streaks and poor fit make people leave, engagement keeps them); their sizes are
-assumptions, chosen so that leaving is hard to predict, as it is in life, and are nobody's measurements.
-"""
+knowledge of the field (volume, ignored streaks and poor fit make people leave, engagement keeps them); their sizes
+are assumptions, chosen so that leaving is hard to predict, as it is in life, and are nobody's measurements."""
 
 from __future__ import annotations
 

@@ -170,14 +170,14 @@ def commit(
     groups: Groups,
     schema: pa.Schema,
     removed: list[dict[str, Any]] | None = None,
-    serial: tuple[str, int] | None = None,
+    serial: str | None = None,
     workers: int = 2,
 ) -> bool:
     """Write the index, verify the files and commit once.
 
     Args:
         manifest: holds ``files``, the entries to add; removed: live files that these replace, dropped in the same
-            commit; serial: a further application transaction (name, version) that excludes rivals.
+            commit; serial: the name of an application transaction that excludes rivals, counted up by one.
     Returns:
         False when the run was committed before, or by someone else meanwhile.
     """
@@ -198,17 +198,17 @@ def commit(
         RemoveAction(r["path"], changes, now, size=r["size"], partition_values={"client": r["client"]})
         for r in removed or []
     ]
-    transactions = [Transaction(f"eventgrain/{run}", 1)]
-    if serial:
-        transactions.append(Transaction(*serial))
     about = {"eventgrain.run": run, "eventgrain.index": index_name(run)}
     if "sources" in manifest:
         about["eventgrain.sources"] = json.dumps([s["name"] for s in manifest["sources"]][:1000])
-    properties = CommitProperties(custom_metadata=about, max_commit_retries=RETRIES, app_transactions=transactions)
     uri = place.target
     table = deltalake.DeltaTable(uri)
-    if committed(table, run):
+    if committed(table, run) or not {r["path"] for r in removed or []} <= {f["path"] for f in live_files(table)}:
         return False
+    transactions = [Transaction(f"eventgrain/{run}", 1)]
+    if serial:
+        transactions.append(Transaction(serial, (table.transaction_version(serial) or 0) + 1))
+    properties = CommitProperties(custom_metadata=about, max_commit_retries=RETRIES, app_transactions=transactions)
     fault("before-commit")
     try:
         table.create_write_transaction(actions, "append", table.schema(), ["client"], commit_properties=properties)

@@ -192,3 +192,20 @@ def merge(key: Any, ts: Any, starts: Any) -> Any:
         if sources > 1:
             settle_range(k, t, o, begin, at)
     return o
+
+
+@numba.njit(nogil=True, cache=True)
+def first_other_text(data: Any, offsets: Any, rows: Any, key: Any) -> int:
+    """The first position in ``rows`` whose text differs from its predecessor's though the keys agree; -1 for none."""
+    for i in range(1, len(rows)):
+        if key[i] != key[i - 1]:
+            continue
+        a, b = rows[i - 1], rows[i]
+        lo, at = offsets[a], offsets[b]
+        size = offsets[a + 1] - lo
+        if offsets[b + 1] - at != size:
+            return i
+        for j in range(size):
+            if data[lo + j] != data[at + j]:
+                return i
+    return -1

@@ -40,13 +40,13 @@ def hash_ids(array: Any, backend: Backend) -> Array:
         if pa.types.is_integer(array.type):
             compiled.hash_integers(array.cast(pa.int64()).to_numpy(zero_copy_only=False), out)
         else:
-            compiled.hash_texts(*_text_buffers(array), out)
+            compiled.hash_texts(*text_buffers(array), out)
         return out.view(np.int64)
     frame = backend.from_arrow(pa.table({"id": array.cast(pa.string())}))
     return backend.hash_strings(frame["id"])
 
 
-def _text_buffers(array: Any) -> tuple[np.ndarray, np.ndarray]:
+def text_buffers(array: Any) -> tuple[np.ndarray, np.ndarray]:
     """The bytes, uint8[b], and the offsets, int32|int64[n + 1], of a string array that may be a slice."""
     if not (pa.types.is_large_string(array.type) or pa.types.is_large_binary(array.type)):
         wide, width = False, 4

@@ -33,6 +33,7 @@ from pipeline.events.commit import (
     table_settings,
 )
 from pipeline.events.files import Place, fault
+from pipeline.events.hashing import text_buffers
 from pipeline.events.index import Groups
 from pipeline.events.prepare import Prepared, prepare, readable
 from pipeline.events.quality import RULES, RuleResult, actions, refuse, soon_after_send
@@ -151,7 +152,7 @@ def ingest(
     if compaction and table is not None:
         from pipeline.events.compaction import compact_closed
 
-        report.compacted = compact_closed(uri, backend, workers)
+        report.compacted = compact_closed(uri, config.lateness, workers)
     for result in results.values():
         result.share = result.count / report.rows_in if report.rows_in else 0.0
     report.rules = [results[name] for name in RULES if name in results]
@@ -357,7 +358,8 @@ class _Ingest:
         take = pa.array(final)
         sorted_key, sorted_ts = key[final], ts[final]
         change = np.flatnonzero(np.concatenate([[True], sorted_key[1:] != sorted_key[:-1]]))
-        subscribers = _check_keys(columns["subscriber"], final, change, client)
+        check_keys(columns["subscriber"], final, sorted_key, client, backend)
+        subscribers = columns["subscriber"].take(pa.array(final[change]))
         taken = {
             name: columns[name].take(take)
             for name in ("event", "event_id", "campaign", "provider", "value", *self.carried)
@@ -413,35 +415,33 @@ class _Part:
     hits: dict[str, tuple[int, list[dict[str, Any]]]]
 
 
-def _check_keys(ids: Any, rows: np.ndarray, change: np.ndarray, client: str) -> Any:
-    """Each distinct key's subscriber, in order; two subscribers with one key are refused by name.
+def check_keys(ids: Any, rows: np.ndarray, key: np.ndarray, client: str, backend: Backend) -> None:
+    """Refuse, by name, two subscribers with one key.
 
     Args:
-        ids: Arrow array; rows: int64[n], positions sorted by key; change: int64[d], where a new key begins.
+        ids: Arrow array of the subscribers' ids; rows: int64[n], positions in it sorted by key; key: int64[n], sorted.
+    Raises:
+        DataError: names both.
     """
-    firsts = ids.take(pa.array(rows[change]))
-    sizes = np.diff(np.append(change, len(rows)))
     if pa.types.is_integer(ids.type):
-        values = numpy_of(ids)
-        differs = values[rows] != np.repeat(numpy_of(firsts), sizes)
+        values = numpy_of(ids)[rows]
+        other = np.flatnonzero((key[1:] == key[:-1]) & (values[1:] != values[:-1])) + 1
+        at = int(other[0]) if len(other) else -1
+    elif backend.compiled:
+        from pipeline.events import compiled
+
+        at = compiled.first_other_text(*text_buffers(ids), rows, key)
     else:
-        repeated = np.repeat(np.arange(len(change)), sizes)
-        differs = _texts_differ(ids, rows, firsts, repeated)
-    if differs.any():
-        i = int(np.flatnonzero(differs)[0])
-        one, two = firsts[int(np.searchsorted(change, i, side="right") - 1)], ids[int(rows[i])]
+        taken = ids.take(pa.array(rows))
+        differs = pc.not_equal(taken[1:], taken[:-1]).to_numpy(zero_copy_only=False)
+        other = np.flatnonzero((key[1:] == key[:-1]) & differs) + 1
+        at = int(other[0]) if len(other) else -1
+    if at >= 0:
+        one, two = ids[int(rows[at - 1])].as_py(), ids[int(rows[at])].as_py()
         raise DataError(
-            f"client {client!r}: subscribers {one.as_py()!r} and {two.as_py()!r} have one and the same subscriber_key "
+            f"client {client!r}: subscribers {one!r} and {two!r} have one and the same subscriber_key "
             "(a collision of 64-bit hashes). Rename one of them in the source"
         )
-    return firsts
-
-
-def _texts_differ(ids: Any, rows: np.ndarray, firsts: Any, which: np.ndarray) -> np.ndarray:
-    """Whether each row's text differs from its key's first text, bool[n]."""
-    taken = ids.take(pa.array(rows))
-    mask: np.ndarray = pc.not_equal(taken, firsts.take(pa.array(which))).to_numpy(zero_copy_only=False)
-    return mask
 
 
 def _combine(tables: list[Any]) -> Any:

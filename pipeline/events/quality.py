@@ -17,8 +17,7 @@ import numpy as np
 from pipeline.backend import Array, Backend
 from pipeline.config import Quality
 from pipeline.errors import ConfigError, DataError, did_you_mean
-
-MAX_NAME = 1000  # bytes of a client's name
+from pipeline.events.schema import MAX_CLIENT, usable_client
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ RULES: dict[str, Rule] = {
     for r in (
         Rule("null_client", "reject", _KEY, "the client is null"),
         Rule("empty_client", "reject", _KEY, "the client is the empty string, which a partitioned table cannot hold"),
-        Rule("unusable_client", "reject", _KEY, f"the client holds a NUL or is longer than {MAX_NAME} bytes"),
+        Rule("unusable_client", "reject", _KEY, f"the client holds a NUL, or over {MAX_CLIENT} bytes percent-encoded"),
         Rule("null_subscriber", "reject", _KEY, "the subscriber is null or empty"),
         Rule("null_ts", "reject", _KEY, "the time is null"),
         Rule("invalid_ts", "reject", _KEY, "the time cannot be read"),
@@ -144,7 +143,7 @@ def check(rows: Checked, quality: Quality, chosen: Mapping[str, str], known: lis
     for name, column in (("client", rows.client), ("subscriber", rows.subscriber), ("event", rows.event)):
         found[f"null_{name}"] = _nulls(column) if column.null_count else None
     found["empty_client"] = _where_category(rows.client, lambda v: v == "")
-    found["unusable_client"] = _where_category(rows.client, lambda v: "\0" in v or len(v.encode()) > MAX_NAME)
+    found["unusable_client"] = _where_category(rows.client, lambda v: not usable_client(v))
     if not pa.types.is_integer(rows.subscriber.type):
         empty = pc.equal(pc.binary_length(rows.subscriber), 0).fill_null(False).to_numpy(zero_copy_only=False)
         before = found["null_subscriber"]

@@ -7,7 +7,6 @@ zone is UTC. ``value`` is int64 micro-units. Ids are text: an integer subscriber
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import quote, unquote
@@ -41,6 +40,7 @@ CATEGORIES = ("event", "campaign", "provider", "batch")  # few distinct values: 
 IDENTITY = ("subscriber_key", "ts", "event", "event_id")
 ADDED = ("subscriber_key", "ingested_at", "batch", "machine")
 RESERVED = {*CANONICAL, "client"}
+MAX_CLIENT = 240  # a file name has at most 255 bytes on most disks
 UNIT_US = {"s": 1_000_000, "ms": 1000, "us": 1}
 
 
@@ -106,11 +106,17 @@ def hive_parts(path: str) -> dict[str, str]:
 
 
 def client_folder(client: str) -> str:
-    """The folder of one client's files. Percent-encoded, so no name leaves the store; the log holds the name as it is."""
-    name = quote(client, safe="")
-    if len(name) > 200:
-        name = name[:150] + "~" + hashlib.sha256(client.encode()).hexdigest()[:32]
-    return f"client={name}"
+    """The folder of one client's files, ``client=`` and the percent-encoded name.
+
+    No name leaves the store, and readers that take partition values from paths find what the Delta log says. Names too
+    long for that are rejected at ingest (rule ``unusable_client``).
+    """
+    return f"client={quote(client, safe='')}"
+
+
+def usable_client(client: str) -> bool:
+    """Whether the name can be a folder's: no NUL, and at most :data:`MAX_CLIENT` bytes once percent-encoded."""
+    return "\0" not in client and len(quote(client, safe="")) <= MAX_CLIENT
 
 
 # -- conversions, each returning the values and which rows could not be converted ------------------------------------

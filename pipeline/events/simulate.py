@@ -1,8 +1,8 @@
 """Event logs with a known truth: daily Parquet files as a collector would write them.
 
-The generative model is written down in behaviour.py, what is wrong with the log in dirt.py. A history is made in groups of
-up to 262,144 subscribers, one after the other, each a day at a time by threads over blocks of 16,384; memory is that of a
-group (about 0.4 GB) whatever the number of events. What is written:
+The generative model is written down in behaviour.py, what is wrong with the log in dirt.py. A history is made in
+groups of up to 262,144 subscribers, one after the other, each a day at a time by threads over blocks of 16,384;
+memory is that of a group (about 0.4 GB) whatever the number of events. What is written:
 
     OUT/events/day=YYYY-MM-DD/part-NNNN.parquet   rows received on that UTC day, sorted by received_at within the part:
         client str, user_id str or int64, event_time timestamp[us, UTC], event_name str, campaign_id str or int64 (null
@@ -253,7 +253,9 @@ def _existing(out: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
         other = [k for k in sorted({*settings, *wanted}) if settings.get(k) != wanted.get(k)]
         if other:
             text = ", ".join(f"{k} {settings.get(k)!r} there, {wanted.get(k)!r} wanted" for k in other)
-            raise ConfigError(f"{out} holds a simulation with other settings ({text}): choose another or delete it")
+            raise ConfigError(
+                f"{out} holds a simulation with other settings ({text}): choose another directory or delete it"
+            )
         return found["counts"] if name == MARKER else None
     raise ConfigError(f"{out} is not empty and holds no simulation: choose another directory")
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -96,8 +95,9 @@ def settle(
 ) -> Settled:
     """Put rows that tie in key and time into the total order, and drop all but the first-arrived of each identity.
 
-    The identity is ``(key, ts, event, event_id)``. First-arrived is the least ``ingested_at``, then the least in the
-    total order, so the choice depends on nothing but the rows, and a row known at some time stays known later.
+    The identity is ``(key, ts, event, event_id)``. First-arrived is the least ``ingested_at``, then the least content
+    (campaign, then the others by name), so the choice does not depend on how rows came in batches, and a row known at
+    some time stays known later.
 
     Args:
         order: int64[n], positions sorted by ``(key, ts)``.
@@ -143,7 +143,8 @@ def settle(
         columns = {name: column(name, rows) for name in names}
         rest = [columns[name] for name in names]
         if deduplicate:
-            by = lexsort([group, event, event_id, columns["ingested_at"], campaign, *rest], backend)
+            arrival = [columns["ingested_at"], campaign, *(columns[name] for name in content), columns["batch"]]
+            by = lexsort([group, event, event_id, *arrival], backend)
             repeat = xp.concatenate([no, repeat])  # the same positions: the leading three columns are sorted alike
             keep[by[repeat]] = False
             places = xp.arange(len(by))

@@ -150,6 +150,26 @@ class EventStore:
         """Rows stored, duplicates across batches included (reads drop them)."""
         return sum(int(f["rows"]) for f in self.files if client is None or f["client"] == client)
 
+    def bytes(self) -> int:
+        """Compressed size of the snapshot's data files."""
+        return sum(int(f["size"]) for f in self.files)
+
+    def totals(self) -> dict[str, int]:
+        """Rows of every batch ever ingested: ``in`` == ``kept`` + ``duplicates`` + ``rejected``."""
+        counts = [m["counts"] for m in self.manifests().values() if m["kind"] == "ingest"]
+        total = {name: sum(c[name] for c in counts) for name in ("rows", "kept", "duplicates", "rejected")}
+        return {"in": total.pop("rows"), **total}
+
+    def kinds(self, client: str) -> dict[str, int]:
+        """Events of each kind, the most frequent first; reads the column ``event`` and nothing else."""
+        counts: dict[str, int] = {}
+        plan = self.plan(client, columns=["event"])
+        for i in range(len(plan)):
+            found = self.backend.to_pandas(self.read_range(plan, i)["event"].value_counts())
+            for kind, count in found.items():
+                counts[str(kind)] = counts.get(str(kind), 0) + int(count)
+        return dict(sorted(((k, n) for k, n in counts.items() if n), key=lambda item: (-item[1], item[0])))
+
     def bounds(self, client: str) -> tuple[int, int]:
         """The first and last event's time, microseconds UTC."""
         groups = self.groups(client)
@@ -247,18 +267,20 @@ class EventStore:
 
     def read_plan(self, plan: ReadPlan) -> Any:
         """A plan as a Dask dataframe."""
+        import dask
         import dask.dataframe as dd
 
         divisions = (*plan.bounds[:-1], plan.bounds[-1] - 1)
         task = partial(read_part, backend=self.backend)
-        return dd.from_map(
-            task,
-            list(plan.parts),
-            meta=self.meta(plan),
-            divisions=divisions,
-            label="read-events",
-            enforce_metadata=False,
-        )
+        with dask.config.set({"dataframe.convert-string": False}):  # texts are pandas' own str on both sides already
+            return dd.from_map(
+                task,
+                list(plan.parts),
+                meta=self.meta(plan),
+                divisions=divisions,
+                label="read-events",
+                enforce_metadata=False,
+            )
 
     def meta(self, plan: ReadPlan) -> Frame:
         """An empty frame of the plan's columns and types, with categories unknown."""

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pipeline.backend import Array, Backend, Frame
 from pipeline.errors import StoreError
 from pipeline.events.files import filesystem, is_remote
-from pipeline.events.schema import CATEGORIES, CATEGORY, numpy_of, plain
+from pipeline.events.schema import CATEGORIES, CATEGORY, nulls, numpy_of, plain
 
 
 class Rows(Protocol):
@@ -126,7 +126,7 @@ class HostRows:
         return HostRows(self.table.take(pa.array(rows)))
 
     def ranks(self, name: str, rows: np.ndarray) -> np.ndarray:
-        return ranks(_one(self.table.column(name)), rows)
+        return ranks(one_array(self.table.column(name)), rows)
 
     def frame(self, columns: list[str]) -> Frame:
         import pandas as pd
@@ -134,7 +134,7 @@ class HostRows:
         index = pd.Index(self.integers("subscriber_key"), name="subscriber_key")
         data: dict[str, Any] = {}
         for name in columns:
-            array = _one(self.table.column(name))
+            array = one_array(self.table.column(name))
             if pa.types.is_dictionary(array.type) and name not in CATEGORIES:
                 array = array.dictionary.take(array.indices)
             if pa.types.is_timestamp(array.type):
@@ -213,7 +213,7 @@ class DeviceRows:
         return data
 
 
-def _one(column: Any) -> Any:
+def one_array(column: Any) -> Any:
     """A column as one array, whatever its chunks' dictionaries."""
     if column.num_chunks > 1 and pa.types.is_dictionary(column.type):
         column = column.unify_dictionaries()
@@ -239,8 +239,9 @@ def ranks(array: Any, rows: np.ndarray) -> np.ndarray:
         taken = taken.cast(pa.int8())
     if pa.types.is_null(taken.type):
         return np.zeros(len(rows), dtype=np.int64)
-    ranked = pc.rank(taken, sort_keys="ascending", null_placement="at_start", tiebreaker="dense")
-    return numpy_of(ranked).astype(np.int64)
+    missing = nulls(taken)
+    ranked = numpy_of(pc.rank(taken, sort_keys="ascending", tiebreaker="dense")).astype(np.int64)
+    return np.where(missing, 0, ranked)  # dense ranks begin at 1
 
 
 def rows_of(backend: Backend) -> type[HostRows] | type[DeviceRows]:

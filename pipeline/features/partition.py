@@ -106,7 +106,9 @@ def partition_arrays(frame: Frame, vocabulary: list[str], backend: Backend, camp
     kind = backend.codes(frame["event"], vocabulary)
     human = kind
     if "machine" in frame.columns:
-        human = xp.where(backend.column(frame["machine"]), -1, kind)
+        machine = backend.column(frame["machine"])
+        if bool(machine.any()):
+            human = xp.where(machine, -1, kind)
     part = Partition(backend, vocabulary, key, ts, kind, human, starts, seg)
     if campaign and "campaign" in frame.columns:
         column = frame["campaign"].astype("category")

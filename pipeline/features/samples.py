@@ -124,7 +124,7 @@ class SampleRequest:
 
     def columns(self) -> list[str]:
         """The columns of the log that this request reads, beside the key."""
-        wanted = ["ts", "event", *self.keys]
+        wanted = ["ts", "event", "machine", *self.keys]
         if any(h.match for h in self.heads):
             wanted.append("campaign")
         if any(h.sum for h in self.heads):
@@ -340,10 +340,11 @@ def splits(xp: Any, key: Array, at: Array, request: SampleRequest) -> Array:
     if request.purpose == "score":
         return xp.full(len(at), NONE, dtype=xp.int8)
     bounds = request.bounds()
-    split = xp.full(len(at), NONE, dtype=xp.int8)
-    split = xp.where(at < bounds["train_end"], TRAIN, split)
-    split = xp.where((at >= bounds["validation"]) & (at < bounds["validation_end"]), VALIDATION, split)
-    split = xp.where(at >= bounds["holdout"], HOLDOUT, split)
+    # Each bound passed moves on to the next of: train, gap, validation, gap, hold-out.
+    passed = xp.zeros(len(at), dtype=xp.int8)
+    for bound in (bounds["train_end"], bounds["validation"], bounds["validation_end"], bounds["holdout"]):
+        passed += at >= bound
+    split = xp.asarray(np.array([TRAIN, NONE, VALIDATION, NONE, HOLDOUT], dtype=np.int8))[passed]
     if request.holdout_share > 0:
         split = xp.where(hashed_share(xp, request.holdout_share, _HOLDOUT, key), HOLDOUT, split)
     return split.astype(xp.int8)

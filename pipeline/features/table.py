@@ -71,21 +71,21 @@ def feature_table(
     y = xp.zeros((len(points), heads), dtype=xp.float32)
     mask = xp.zeros((len(points), heads), dtype=xp.float32)
     weight = xp.ones(len(points), dtype=xp.float32)
-    split = samples.splits(xp, part.key[part.starts[points.seg]], points.at, request)
+    key = part.key[part.starts[points.seg] if points.row is None else points.row]
+    split = samples.splits(xp, key, points.at, request)
     if request.purpose == "train" and heads:
         y, mask = samples.labels(part, request, points)
         known = mask.any(axis=1)
-        key = part.key[part.starts[points.seg]]
         kept, weight = samples.downsample(xp, key, points.at, y, mask, split, request.downsample)
         censored, downsampled = int((~known).sum()), int((known & ~kept).sum())
         if censored or downsampled:
             rows = xp.flatnonzero(known & kept)
             points = points.take(rows)
-            y, mask, weight, split = y[rows], mask[rows], weight[rows], split[rows]
+            key, y, mask, weight, split = key[rows], y[rows], mask[rows], weight[rows], split[rows]
     X = backend.empty_aligned((len(points), len(spec)), xp.float32)
     windows.write_features(part, spec, points.seg, points.at, request.timezone, X)
     counts = {"rows": len(points), "dropped_censored": censored, "dropped_downsampled": downsampled}
-    return FeatureTable(spec, X, y, mask, weight, split, _keys(events, part, points, request), counts)
+    return FeatureTable(spec, X, y, mask, weight, split, _keys(events, part, key, points, request), counts)
 
 
 def feature_tables(
@@ -98,9 +98,10 @@ def feature_tables(
     """
     import dask
 
-    plan = store.plan(client, until=request.as_of, columns=request.columns(), partitions=partitions)
+    columns = [c for c in request.columns() if c in store.columns]
+    plan = store.plan(client, until=request.as_of, columns=columns, partitions=partitions)
     task = dask.delayed(_table_of_range, pure=False)
-    return [task(store, plan, i, spec, request) for i in range(len(plan.ranges))]
+    return [task(store, plan, i, spec, request) for i in range(plan.partitions)]
 
 
 def _table_of_range(store: Any, plan: Any, i: int, spec: FeatureSpec, request: SampleRequest) -> FeatureTable:
@@ -150,16 +151,14 @@ def _visible(events: Frame, request: SampleRequest, backend: Backend) -> Frame:
     return events if hidden is None else events.iloc[backend.xp.flatnonzero(~hidden)]
 
 
-def _keys(events: Frame, part: Partition, points: samples.Points, request: SampleRequest) -> Frame:
+def _keys(events: Frame, part: Partition, key: Array, points: samples.Points, request: SampleRequest) -> Frame:
     """The key columns as a frame with a plain index. Without exposures, only what holds for a whole subscriber."""
-    df = part.backend.df
-    first = part.starts[points.seg]
-    keys = df.DataFrame({"subscriber_key": part.key[first], "at": points.at})
-    keys["at"] = keys["at"].astype("datetime64[us]")
-    rows = first if points.row is None else points.row
+    keys = part.backend.frame({"subscriber_key": key, "at": points.at}, times=("at",))
     kept = [c for c in request.keys if c in events.columns and (points.row is not None or c == "subscriber")]
-    for name in kept:
-        keys[name] = events[name].take(rows).reset_index(drop=True)
+    if kept:
+        rows = part.starts[points.seg] if points.row is None else points.row
+        for name in kept:
+            keys[name] = events[name].take(rows).reset_index(drop=True)
     if points.suppressed is not None and request.purpose == "score":
         keys["suppressed"] = points.suppressed
     return keys

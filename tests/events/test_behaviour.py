@@ -22,10 +22,11 @@ def test_functions_reproduce_the_truth_from_its_tables(tmp_path: Path) -> None:
     simulate(settings, tmp_path, workers=1)
     with duckdb.connect() as base:
         t = base.sql(
-            f"""select s.*, w.engagement, w.patience, w.interest,
-                w.hour as preferred, w.provider, w.tier, c.topic,
-                c.quality, c.hour from '{tmp_path}/truth/sends/*.parquet' s join '{tmp_path}/truth/subscribers/*.parquet' w
-                using (client, subscriber) join '{tmp_path}/truth/campaigns.parquet' c using (client, campaign)"""
+            f"""select s.*, w.engagement, w.patience, w.interest, w.hour as preferred, w.provider, w.tier,
+                  c.topic, c.quality, c.hour
+                from '{tmp_path}/truth/sends/*.parquet' s
+                join '{tmp_path}/truth/subscribers/*.parquet' w using (client, subscriber)
+                join '{tmp_path}/truth/campaigns.parquet' c using (client, campaign)"""
         ).fetchnumpy()
     number = {name: i for i, name in enumerate(TOPICS)}
     for index, name in enumerate(("acme", "globex")):

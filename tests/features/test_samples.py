@@ -124,7 +124,7 @@ def test_request_follows_the_configuration() -> None:
     assert asked.as_of == 1_767_225_600_000_000
     assert asked.timezone == "Asia/Tokyo"
     assert asked.heads == (Head("spend", ("purchase",), 28 * DAY, sum=True),)
-    assert asked.columns() == ["ts", "event", "campaign", "event_id", "value", "ingested_at"]
+    assert asked.columns() == ["ts", "event", "machine", "campaign", "event_id", "value", "ingested_at"]
     assert SampleRequest.from_config(config, "other", 0).timezone == "Europe/Berlin"
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from typing import Any
@@ -67,7 +68,7 @@ def same(found: float | None, expected: float | None) -> bool:
     return found is expected if expected is None or found is None else math.isclose(found, expected, abs_tol=1e-9)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(soft)
 def test_expected_metrics_are_the_definitions(rows: Rows) -> None:
     p, q, w = columns(rows)
@@ -78,7 +79,7 @@ def test_expected_metrics_are_the_definitions(rows: Rows) -> None:
     assert same(found["expected_log_loss"], sum(losses) / sum(w))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(hard)
 def test_binary_metrics_are_the_definitions(rows: Rows) -> None:
     p, y, w = columns(rows)
@@ -105,7 +106,7 @@ def test_binary_metrics_are_the_definitions(rows: Rows) -> None:
     json.dumps(found, allow_nan=False)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(hard)
 def test_an_integer_weight_is_that_many_rows(rows: Rows) -> None:
     p, y, w = columns(rows)
@@ -115,7 +116,7 @@ def test_an_integer_weight_is_that_many_rows(rows: Rows) -> None:
     assert_close(weighted, repeated, apart=("rows", "positives"))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(amounts)
 def test_value_metrics_are_the_definitions(rows: Rows) -> None:
     p, y, w = columns(rows)
@@ -124,7 +125,7 @@ def test_value_metrics_are_the_definitions(rows: Rows) -> None:
     def area(order: Rows) -> float:
         total, cut = sum(v * z for _, z, v in order), 2000
         captured = [oracle_share(order, 0, i / cut, 1) / total for i in range(cut + 1)]
-        return 2 * sum((a + b) / 2 / cut for a, b in zip(captured, captured[1:], strict=False)) - 1
+        return 2 * sum((a + b) / 2 / cut for a, b in itertools.pairwise(captured)) - 1
 
     if sum(y) == 0:
         assert found["normalized_gini"] is None

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -27,9 +29,12 @@ def test_an_array_of_a_tensor_shares_its_memory(backend: Backend) -> None:
 
 
 def test_the_tensor_outlives_the_name_of_its_array() -> None:
-    shared = tensor(
-        np.add(PANDAS.empty_aligned((1000,), np.float32) * 0, 7, out=PANDAS.empty_aligned((1000,), np.float32))
-    )
+    def sevens() -> Any:
+        array = PANDAS.empty_aligned((1000,), np.float32)
+        array[...] = 7
+        return tensor(array)
+
+    shared = sevens()
     noise = [PANDAS.empty_aligned((1000,), np.float32) for _ in range(20)]
     for array in noise:
         array[...] = 1

@@ -1,0 +1,158 @@
+"""One client's model, from the store to a version on disk: rows, training, hold-out, registry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.backend import Backend
+from pipeline.config import Config, format_duration
+from pipeline.errors import DataError
+from pipeline.features import table as features
+from pipeline.features.samples import HOLDOUT, TRAIN, VALIDATION, SampleRequest
+from pipeline.features.spec import FeatureSpec
+from pipeline.learning.truth import true_probabilities
+from pipeline.progress import Progress
+
+if TYPE_CHECKING:
+    from pipeline.events.store import EventStore
+    from pipeline.learning.rows import Rows
+    from pipeline.learning.train import TrainedModel
+
+MEMORY_SHARE = 0.4  # of what is free; joining the ranges' tables holds them twice for a moment
+GPU_THREADS = 2  # one range is read while another is computed; more only want more device memory
+
+
+@dataclass(frozen=True)
+class ClientModel:
+    """What training left: the version's name, how many decision points it saw, and metrics by outcome."""
+
+    version: str
+    rows: int
+    metrics: dict[str, Any]
+    line: str
+
+
+def train_client(
+    store: EventStore, client: str, config: Config, backend: Backend, as_of: int, models: Path
+) -> ClientModel:
+    """Train, measure on the hold-out, and keep a client's model as the version in use.
+
+    Args:
+        as_of: where the data end, microseconds UTC. models: the run's directory of models.
+    Raises:
+        DataError: nothing to learn from, or more than fits the memory; ModelError: from training or the registry.
+    """
+    from pipeline.learning import models as networks
+    from pipeline.learning import registry
+    from pipeline.learning.baselines import baselines
+    from pipeline.learning.evaluate import evaluate
+    from pipeline.learning.rows import select
+    from pipeline.learning.train import train
+
+    table = training_table(store, client, config, backend, as_of)
+    rows, valid, holdout = (select(table, split) for split in (TRAIN, VALIDATION, HOLDOUT))
+    if not len(rows):
+        raise DataError(_too_short(store, client, config))
+    with Progress(f"train {client}", len(rows) * config.model.epochs, "samples") as progress:
+        model = train(rows, valid, networks.heads_of(config), config.model, progress)
+    p = model.predict(table.X, holdout.index)
+    metrics = evaluate(
+        p,
+        holdout.take("y"),
+        holdout.take("mask"),
+        holdout.take("weight"),
+        model.heads,
+        budgets=config.decide.budgets,
+        baselines=baselines(model, rows, holdout, config.model.seed),
+        truth=_truth(config, client, model, table, holdout, backend),
+        notes=model.notes,
+    )
+    end = np.datetime_as_string(np.datetime64(as_of, "us"), timezone="UTC")
+    version = registry.save_version(
+        models, client, model, table.spec, config, metrics, snapshot=store.version(), as_of=str(end)
+    )
+    line = f"{len(table):,} decision points, {len(table.spec)} features, best epoch {model.best_epoch}, "
+    line += f"{model.samples_per_second:,.0f} samples/s; " + "; ".join(_headline(n, m) for n, m in metrics.items())
+    return ClientModel(version, len(table), metrics, line)
+
+
+def training_table(
+    store: EventStore, client: str, config: Config, backend: Backend, as_of: int
+) -> features.FeatureTable:
+    """Every decision point whose outcome is known, resident on the device of this process.
+
+    The key ranges are computed by threads of the process that trains, whatever the cluster, so that no array crosses
+    from one process to another.
+
+    Raises:
+        DataError: no decision point is left, or the table would not fit.
+    """
+    import dask
+    from dask.callbacks import Callback
+
+    spec = FeatureSpec.from_config(config, store.kinds(client))
+    request = SampleRequest.from_config(config, client, as_of, "train")
+    _check_memory(store, client, config, backend, spec)
+    tasks = features.feature_tables(store, client, spec, request, config.partitions)
+    finals = {task.key for task in tasks}
+    with Progress(f"features {client}", len(tasks), "key ranges") as progress:
+
+        def finished(key: Any, *_: Any) -> None:
+            progress.advance(key in finals)
+
+        threads = {"num_workers": GPU_THREADS} if backend.on_gpu else {}
+        with Callback(posttask=finished):
+            tables = dask.compute(*tasks, scheduler="threads", **threads)
+    table = features.concat(tables)
+    if not len(table):
+        raise DataError(_too_short(store, client, config))
+    return table
+
+
+def _check_memory(store: EventStore, client: str, config: Config, backend: Backend, spec: FeatureSpec) -> None:
+    kinds = store.kinds(client)
+    points = kinds.get(config.at.event, 0) if config.at.event else store.rows(client)
+    need = points * (len(spec) + 2 * len(config.outcomes) + 8) * 4
+    room = int(MEMORY_SHARE * backend.free_memory())
+    if need * config.model.downsample > room:
+        rate = room / need
+        raise DataError(
+            f"client {client!r} has up to {points:,} decision points, {need / 1e9:.1f} GB of features; "
+            f"{room / 1e9:.1f} GB can be used for them here. Keep a share of the negatives: model.downsample={rate:.2g}"
+        )
+
+
+def _too_short(store: EventStore, client: str, config: Config) -> str:
+    first, last = store.bounds(client)
+    split = config.split
+    needed = split.validation + split.holdout + 3 * config.horizon + config.lateness
+    return (
+        f"client {client!r} has no decision point to train on: its events span {(last - first) / 86_400e6:.1f} days, "
+        f"and validation, hold-out, three horizons and the lateness take {format_duration(needed)} of them; "
+        "shorten split.validation, split.holdout or outcomes.*.within, or add history"
+    )
+
+
+def _truth(
+    config: Config, client: str, model: TrainedModel, table: features.FeatureTable, holdout: Rows, backend: Backend
+) -> np.ndarray | None:
+    """The true probabilities of the hold-out's rows, float64[m, H]; None for a log that is not simulated."""
+    if "event_id" not in table.keys.columns or config.source is None or config.source.truth is None:
+        return None
+    ids = backend.to_host(backend.column(table.keys["event_id"])[holdout.index])
+    known = true_probabilities(config, client, ids)
+    nothing = np.full(len(ids), np.nan)
+    return np.stack([known.get(head.name, nothing) for head in model.heads], axis=1)
+
+
+def _headline(name: str, metrics: dict[str, Any]) -> str:
+    """One head's result in a few words."""
+    if metrics.get("roc_auc") is not None:
+        return f"{name} ROC-AUC {metrics['roc_auc']:.3f}, {metrics['pr_auc'] / metrics['base_rate']:.1f}x base rate"
+    if metrics.get("normalized_gini") is not None:
+        return f"{name} Gini {metrics['normalized_gini']:.3f}"
+    return f"{name} {metrics.get('note', 'not measured')}"
