@@ -214,9 +214,9 @@ def line_chart(title: str, description: str, series: Sequence[Series], x: Axis, 
             )
         )
         if line.dots:
-            parts += [
-                Markup('<circle class="dot c{}" cx="{}" cy="{}" r="3.2"/>').format(line.colour, a, b) for a, b in points
-            ]
+            radius = 5.5 if len(points) == 1 else 3.2  # a point by itself marks a place on another line
+            circle = Markup('<circle class="dot c{}" cx="{}" cy="{}" r="{}"/>')
+            parts += [circle.format(line.colour, a, b, radius) for a, b in points]
     parts.append(Markup("</svg>"))
     return Markup("").join(parts)
 

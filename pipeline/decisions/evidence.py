@@ -276,12 +276,13 @@ def _cost_curve(test: Mapping[str, Any] | None) -> Any:
         return None
     rewards = list(test.get("lost") or {})
     bad = plural(test["hold_when"])
-    limit = 0.3
+    limit = min([1.0, *(s for s in (0.3, 0.5, 0.7) if s > 1.2 * test["held_share"])])
     series = [Series("at random", [(0.0, 0.0), (limit, limit)], guide=True, dash="4 4")]
     series.append(Series(f"{bad} avoided", [(c["held_share"], c["caught_share"]) for c in curve], 1, dots=True))
     for i, name in enumerate(rewards):
         points = [(c["held_share"], s) for c in curve if (s := c["lost_share"].get(name)) is not None]
         series.append(Series(f"{plural(name)} given up", points, 4 + i % 2, dash="5 3"))
+    series.append(Series("this rule", [(test["held_share"], test["caught"]["share"])], 2, dots=True))
     rows = [
         [
             percent(c["held_share"]),

@@ -23,7 +23,7 @@ import pandas as pd
 
 from pipeline import results
 from pipeline.backend import Array, Backend, Frame, backend_of
-from pipeline.config import Config, Decide
+from pipeline.config import UNITS, Config, Decide
 from pipeline.decisions import lists
 from pipeline.decisions.assure import ACTIONS, Rule, assure, hashed_uniform
 from pipeline.decisions.prioritize import prioritize
@@ -35,6 +35,7 @@ from pipeline.learning.truth import true_probabilities
 
 T = TypeVar("T")
 AHEAD = 2  # partitions read before they are needed
+LATELY = 28 * UNITS["d"]  # the usual hour is that of the exposures since then
 EVER = 1 << 60  # microseconds; longer than any history
 
 
@@ -151,8 +152,10 @@ def score(
     plan = store.plan(client, until=as_of, columns=request.columns(), partitions=partitions or config.partitions)
     count = len(plan.ranges)
     if planned is None and request.exposure is not None:
-        # One partition is a random sample of the subscribers, and the first that has exposures says enough.
-        found = (lists.usual_hour(store.read_range(plan, i), request.exposure, request.timezone) for i in range(count))
+        # A partition is a random sample of the subscribers, and the first that has exposures says enough.
+        lately = store.plan(client, since=as_of - LATELY, until=as_of, columns=["ts", "event"], partitions=count)
+        events = (store.read_range(lately, i) for i in range(len(lately.ranges)))
+        found = (lists.usual_hour(part, request.exposure, request.timezone) for part in events)
         hour = next((h for h in found if h is not None), None)
         if hour is not None:
             request = replace(request, at=lists.next_at(as_of, hour, request.timezone))
@@ -342,7 +345,7 @@ def decide_client(
     model, spec, card = registry.load_current(run_dir / "models", client)
     frame = score(store, client, model, spec, config, as_of, backend, model_version=version or "", progress=progress)
     write(frame, run_dir / "decisions", client, as_of)
-    # A decision for an earlier day is checked on what the model did not see, not on what it learnt from.
-    trained = np.datetime64(pd.Timestamp(card["as_of"]).tz_localize(None), "us").astype("int64") if card["as_of"] else 0
-    end = max(as_of, int(trained))
+    # A decision for an earlier day is checked on what the model has not seen, not on what it learnt from.
+    trained = int(pd.Timestamp(card["as_of"]).value) // 1000 if card.get("as_of") else as_of
+    end = max(as_of, trained)
     return summary(frame, config, model) | {"backtest": check(store, client, model, spec, config, end)}

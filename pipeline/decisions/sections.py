@@ -176,6 +176,7 @@ def _client_row(name: str, client: Mapping[str, Any], rule: Rule) -> dict[str, A
         "truth": truth,
         "caught": (test.get("caught") or {}).get("share"),
         "tested": test.get("held_share"),
+        "caught_truth": ((test.get("truth") or {}).get("caught") or {}).get("share"),
         "actions": client.get("actions") or {},
         "parts": _parts(client, rule),
         "model_version": client.get("model_version") or "–",

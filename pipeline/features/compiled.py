@@ -188,7 +188,6 @@ def warm_up() -> float:
     starts, seg, _ = segments(np, key, ts)
     lower_bounds(np, starts, ts, seg, ts)
     window_counts(np, starts, ts, codes, 1, seg, ts, [1], np.zeros((2, 1), dtype=np.float32))
-    window_counts(np, starts, ts, codes, 1, seg, ts, [1], np.zeros((2, 2), dtype=np.float32)[:, :1])
     last_times(np, starts, ts, codes, 1, seg, ts, 0)
     ignored_streak(np, starts, ts, mask, mask, seg, ts)
     return time.perf_counter() - began

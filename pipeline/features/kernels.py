@@ -117,7 +117,8 @@ def window_counts(
         codes: int[n], the kind of each row; counted are 0 .. kinds-1, any other is ignored.
         seg, at: int64[q], ascending by (seg, at): the compiled twin moves along.
         windows: microseconds.
-        out: [q, len(windows) * kinds], any numeric dtype; column ``w * kinds + k``.
+        out: [q, at least len(windows) * kinds], any numeric dtype; window w and kind k go to column
+            ``w * kinds + k``, other columns are left alone.
     Source: a difference of two cumulative counts, see DESIGN, "The one idea".
     """
     end = lower_bounds(xp, starts, ts, seg, at)

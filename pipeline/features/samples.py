@@ -297,16 +297,26 @@ class _Exposures:
         if part.campaign is None:
             raise DataError("an outcome matches by campaign, but the log has no campaigns; map source.columns.campaign")
         xp = part.xp
-        self.part = part
+        self.xp = xp
         self.rows = xp.flatnonzero(part.kind == part.code(request.exposure))
-        # A null campaign (-1) matches nothing: its exposures and events get groups that nothing else has.
         campaigns = int(part.campaign.max()) + 1 if part.rows else 0
         if part.segments * max(campaigns, 1) >= _SUM_LIMIT:
             raise DataError(f"{part.segments} subscribers x {campaigns} campaigns exceed 62 bits; use more partitions")
-        self.group = xp.where(part.campaign >= 0, part.seg * max(campaigns, 1) + part.campaign, -1)
-        self.named = xp.flatnonzero(self.group[self.rows] >= 0)  # indices into rows
+        named = part.campaign >= 0  # a null campaign matches nothing
+        group = part.seg * max(campaigns, 1) + part.campaign
+        kinds = tuple(k for h in request.heads if h.match for k in h.kinds)
         self.index = xp.full(part.rows, -1, dtype=xp.int64)  # row -> index into rows
         self.index[self.rows] = xp.arange(len(self.rows), dtype=xp.int64)
+        matching = xp.flatnonzero(named[self.rows])  # indices into rows
+        rows = self.rows[matching]
+        own = xp.full(part.rows, -1, dtype=xp.int64)
+        own[rows] = xp.arange(len(rows), dtype=xp.int64)
+        events = xp.flatnonzero(part.is_any(part.human, kinds) & named)
+        found = attribute(xp, group[rows], part.ts[rows], group[events], part.ts[events], own[events])
+        kept = xp.flatnonzero(found >= 0)
+        self.events, found = events[kept], found[kept]
+        self.target = matching[found]
+        self.delay = part.ts[self.events] - part.ts[rows[found]]
 
     def index_of(self, points: Points) -> Array:
         assert points.row is not None
@@ -314,20 +324,8 @@ class _Exposures:
 
     def totals(self, wanted: Array, values: Array, within: int) -> Array:
         """The sum of values of the wanted events attributed to each exposure within its horizon: int64[m]."""
-        part, xp = self.part, self.part.xp
-        events = xp.flatnonzero(wanted & (self.group >= 0))
-        named_rows = self.rows[self.named]
-        own = xp.full(part.rows, -1, dtype=xp.int64)
-        own[named_rows] = xp.arange(len(named_rows), dtype=xp.int64)
-        found = attribute(
-            xp, self.group[named_rows], part.ts[named_rows], self.group[events], part.ts[events], own[events]
-        )
-        if len(named_rows) == 0 or len(events) == 0:
-            return xp.zeros(len(self.rows), dtype=xp.int64)
-        target = xp.maximum(found, 0)
-        inside = (found >= 0) & (part.ts[events] - part.ts[named_rows[target]] < within)
-        kept = xp.flatnonzero(inside)
-        return sum_at(xp, self.named[target[kept]], values[events[kept]], len(self.rows))
+        inside = self.xp.flatnonzero(wanted[self.events] & (self.delay < within))
+        return sum_at(self.xp, self.target[inside], values[self.events[inside]], len(self.rows))
 
 
 def splits(xp: Any, key: Array, at: Array, request: SampleRequest) -> Array:

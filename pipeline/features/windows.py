@@ -37,40 +37,59 @@ def write_features(part: Partition, spec: FeatureSpec, seg: Array, at: Array, ti
     if part.vocabulary[: len(kinds)] != kinds:
         raise DataError("the partition's kinds must begin with the specification's")
     ops = {f.op for f in spec.features}
-    table, direct = None, False
+    sources: dict[str, Array] = {"at": at}
+    wide, direct = len(kinds) * len(windows), False
     if ops & {"count", "rate"}:
-        wide = len(kinds) * len(windows)
         direct = [f.name for f in spec.features[:wide]] == [f.name for f in FeatureSpec.counts(kinds, windows).features]
-        table = out[:, :wide] if direct else xp.empty((len(seg), wide), dtype=xp.float32)
-        part.window_counts(len(kinds), seg, at, windows, table)
-    times = part.last_times(len(kinds), seg, at) if "recency" in ops else None
-    calendar = _calendar(xp, at, timezone) if ops & {"hour_sin", "hour_cos", "weekday_sin", "weekday_cos"} else {}
-    column = {(kind, window): w * len(kinds) + k for w, window in enumerate(windows) for k, kind in enumerate(kinds)}
+        # The whole rows, so that the compiled twin sees contiguous ones.
+        sources["counts"] = out if direct else xp.empty((len(seg), wide), dtype=xp.float32)
+        part.window_counts(len(kinds), seg, at, windows, sources["counts"])
+    if "recency" in ops:
+        sources["last"] = part.last_times(len(kinds), seg, at)
+    if "streak" in ops:
+        sources["streak"] = part.ignored_streak((spec.exposure or "",), spec.responses, seg, at)
+    if "tenure" in ops:
+        sources["first"] = part.ts[part.starts[seg]]
+    if "history" in ops:
+        sources["history"] = part.history(seg, at)
+    if ops & {"hour_sin", "hour_cos", "weekday_sin", "weekday_cos"}:
+        sources["local"] = local_time(xp, at, timezone)
+    if direct and len(spec) == wide:
+        return
+    # Column after column of a row-major matrix: in blocks of rows that stay in the CPU's cache.
+    block = len(seg) if part.backend.on_gpu else 1 << 13
+    for start in range(0, len(seg), block):
+        rows = slice(start, start + block)
+        _derive(xp, spec, {name: source[rows] for name, source in sources.items()}, direct, out[rows])
+
+
+def _derive(xp: Any, spec: FeatureSpec, sources: dict[str, Array], direct: bool, out: Array) -> None:
+    """The columns of a block of rows from what the kernels found; counts are there already where ``direct``."""
+    kinds = list(spec.kinds)
+    column = {(k, w): i * len(kinds) + j for i, w in enumerate(spec.windows) for j, k in enumerate(kinds)}
+    at, counts = sources["at"], sources.get("counts")
+    calendar = _calendar(xp, sources["local"]) if "local" in sources else {}
     for j, feature in enumerate(spec.features):
         if feature.op == "count":
-            assert table is not None
+            assert counts is not None
             source = column[feature.kind, feature.window]  # type: ignore[index]
             if not direct or source != j:
-                out[:, j] = table[:, source]
+                out[:, j] = counts[:, source]
         elif feature.op == "rate":
-            assert table is not None
-            assert spec.exposure is not None
-            hits = table[:, column[feature.kind, feature.window]]  # type: ignore[index]
-            trials = table[:, column[spec.exposure, feature.window]]  # type: ignore[index]
+            assert counts is not None
+            hits = counts[:, column[feature.kind, feature.window]]  # type: ignore[index]
+            trials = counts[:, column[spec.exposure, feature.window]]  # type: ignore[index]
             for bounce in spec.bounces:
-                trials = trials - table[:, column[bounce, feature.window]]  # type: ignore[index]
+                trials = trials - counts[:, column[bounce, feature.window]]  # type: ignore[index]
             trials = xp.maximum(trials, np.float32(0))
             out[:, j] = (hits + np.float32(SMOOTH_HITS)) / (trials + np.float32(SMOOTH_TRIALS))
         elif feature.op == "recency":
-            assert times is not None
-            latest = times[:, kinds.index(feature.kind)]  # type: ignore[arg-type]
-            out[:, j] = xp.minimum(at - xp.maximum(latest, at - spec.cap), spec.cap) / DAY
-        elif feature.op == "streak":
-            out[:, j] = part.ignored_streak((spec.exposure or "",), spec.responses, seg, at)
+            latest = sources["last"][:, kinds.index(feature.kind)]  # type: ignore[arg-type]
+            out[:, j] = (at - xp.maximum(latest, at - spec.cap)) / DAY
         elif feature.op == "tenure":
-            out[:, j] = xp.maximum(at - part.ts[part.starts[seg]], 0) / DAY
-        elif feature.op == "history":
-            out[:, j] = part.history(seg, at)
+            out[:, j] = xp.maximum(at - sources["first"], 0) / DAY
+        elif feature.op in sources:
+            out[:, j] = sources[feature.op]
         else:
             out[:, j] = calendar[feature.op]
 
@@ -87,8 +106,7 @@ def local_time(xp: Any, at: Array, timezone: str) -> Array:
     return at + xp.asarray(offsets)[xp.maximum(index, 0)]
 
 
-def _calendar(xp: Any, at: Array, timezone: str) -> dict[str, Array]:
-    local = local_time(xp, at, timezone)
+def _calendar(xp: Any, local: Array) -> dict[str, Array]:
     hour = local // _HOUR % 24
     weekday = (local // DAY + 3) % 7  # 1970-01-01 was a Thursday
     waves = {}

@@ -156,8 +156,7 @@ def train(
     labels = [describe(rows, h, head, settings.minimum_positives) for h, head in enumerate(heads)]
     architecture = Architecture(rows.X.shape[1], tuple(heads), tuple(settings.hidden), settings.dropout)
     network = models.build(architecture, settings.seed)
-    bias = next(v for v in network.body.get_layer("heads").weights if "bias" in v.name)
-    bias.assign(models.initial_bias(architecture, [label.rate for label in labels]))
+    set_initial_bias(network, labels)
     fit_normalisation(network.normalise, rows)
     model = TrainedModel(network, labels)
     if any(label.learned for label in labels):
@@ -192,6 +191,12 @@ def describe(rows: Rows, h: int, head: Head, minimum_positives: int) -> Label:
     if label.note:
         label.learned, label.note = False, f"no model for {head.name}, its base rate is used: {label.note}"
     return label
+
+
+def set_initial_bias(network: Network, labels: Sequence[Label]) -> None:
+    """Let an untrained network predict each head's base rate."""
+    bias = models.initial_bias(network.architecture, [label.rate for label in labels])
+    next(v for v in network.body.get_layer("heads").weights if "bias" in v.name).assign(bias)
 
 
 class Trainer:

@@ -56,15 +56,15 @@ class Store:
         self.frame, self.backend = frame, backend
         self.bounds = np.linspace(-(2.0**63), 2.0**63, partitions + 1)
 
-    def plan(self, client: str, until: int, columns: list[str], partitions: int | None) -> Any:
+    def plan(self, client: str, until: int, columns: list[str], partitions: int | None, since: int = 0) -> Any:
         ranges = list(zip(self.bounds[:-1], self.bounds[1:], strict=True))
-        return types.SimpleNamespace(ranges=ranges, until=until, columns=columns)
+        return types.SimpleNamespace(ranges=ranges, since=since, until=until, columns=columns)
 
     def read_range(self, plan: Any, i: int) -> Any:
         low, high = plan.ranges[i]
-        rows = self.frame[
-            (self.frame.subscriber_key >= low) & (self.frame.subscriber_key < high) & (self.frame.ts < plan.until)
-        ]
+        log = self.frame
+        rows = log[(log.subscriber_key >= low) & (log.subscriber_key < high)]
+        rows = rows[(rows.ts >= plan.since) & (rows.ts < plan.until)]
         table = pa.Table.from_pandas(rows[["subscriber_key", *plan.columns]], preserve_index=False)
         table = table.set_column(table.column_names.index("ts"), "ts", table["ts"].cast(pa.timestamp("us")))
         for name in ("event", "campaign"):
