@@ -4,6 +4,9 @@ Counts and distinct subscribers per kind are computed in each key-range partitio
 partition only, so the sums of the distinct counts are exact. Rates are quotients of the sums, and both parts of each
 stay in the table, so that it can be added up further (except the distinct counts, which hold for their own bucket).
 
+What a machine did (the flag ``machine`` of ingest) is counted apart, as kinds of its own: ``machine_open``, and so on.
+The rates are of what people did.
+
 Two levels are kept: ``bucket`` (campaign x provider x hour or day) and ``campaign`` (all providers, all time), the one
 whose distinct counts belong to the campaign as a whole.
 """
@@ -54,8 +57,12 @@ def _count(frame: Frame, keys: list[str]) -> pd.DataFrame:
     """Events and distinct subscribers per group, on the host: long, one row a group."""
     counted = frame.groupby(keys, observed=True, sort=False)["subscriber_key"].agg(["count", "nunique"]).reset_index()
     result: pd.DataFrame = backend_of(frame).to_pandas(counted)
+    if "machine" in keys:
+        flagged = result.pop("machine").to_numpy(dtype=bool)
+        result["event"] = result["event"].astype(str)
+        result["event"] = result["event"].where(~flagged, "machine_" + result["event"])
     for name in keys:
-        if name != "bucket":
+        if name not in ("bucket", "machine"):
             result[name] = result[name].astype(str)
     return result.astype({"count": "int64", "nunique": "int64"})
 
@@ -75,9 +82,13 @@ def partition_counts(events: Frame, timezone: str, every: Every) -> dict[str, pd
     for name in ("campaign", "provider"):
         frame[name] = _filled(keyed, name, backend)
     frame["bucket"] = local_bucket(ts, timezone, every)
+    what = ["event"]
+    if "machine" in keyed.columns:
+        frame["machine"] = keyed["machine"].fillna(False).astype(bool)
+        what.append("machine")
     return {
-        "bucket": _count(frame, ["campaign", "provider", "bucket", "event"]),
-        "campaign": _count(frame, ["campaign", "event"]),
+        "bucket": _count(frame, ["campaign", "provider", "bucket", *what]),
+        "campaign": _count(frame, ["campaign", *what]),
     }
 
 
@@ -161,7 +172,8 @@ def rollup(
     import dask
 
     timezone = config.client_timezone(client)
-    events = store.read(client, columns=COLUMNS, partitions=partitions or config.partitions)
+    columns = [*COLUMNS, *(["machine"] if "machine" in store.columns else [])]
+    events = store.read(client, columns=columns, partitions=partitions or config.partitions)
     count = dask.delayed(partition_counts, pure=False)
     parts = [count(part, timezone, every) for part in events.to_delayed()]
     return combine(dask.compute(*parts), client)

@@ -45,6 +45,7 @@ def log(subscribers: int = 300, seed: int = 0) -> pd.DataFrame:
     rows += [("user 0", AS_OF, "unsubscribe", "c1"), ("user 1", AS_OF + DAY, "unsubscribe", "c1")]  # not yet seen
     frame = pd.DataFrame(rows, columns=["subscriber", "ts", "event", "campaign"])
     frame["subscriber_key"] = frame["subscriber"].map(key_of)
+    frame["machine"] = False
     frame = frame.drop_duplicates(["subscriber", "ts", "event"])
     return frame.sort_values(["subscriber_key", "ts", "event"], ignore_index=True)
 

@@ -97,6 +97,18 @@ def test_equals_duckdb(backend: Backend, partitions: int, timezone: str, every: 
     assert whole.unique_open.to_dict() == {name: len(keys) for name, keys in opened.items()}
 
 
+def test_what_machines_did_is_counted_apart(backend: Backend) -> None:
+    frame = log(3000).assign(machine=lambda f: (f.event == "open") & (f.subscriber_key % 3 == 0))
+    parts = [r.partition_counts(canonical(p, backend), "UTC", "day") for p in split(frame, 3)]
+    whole = r.combine(parts, "acme")
+    whole = whole[whole.level == "campaign"].set_index("campaign")
+    opens = frame[frame.event == "open"].fillna({"campaign": ""})
+    for name, rows in (("open", opens[~opens.machine]), ("machine_open", opens[opens.machine])):
+        assert whole[f"n_{name}"].to_dict() == rows.groupby("campaign").size().to_dict()
+        assert whole[f"unique_{name}"].to_dict() == rows.groupby("campaign").subscriber_key.nunique().to_dict()
+    assert (whole.open_rate == whole.unique_open / whole.deliveries).all()
+
+
 def test_rates(backend: Backend) -> None:
     table = r.combine([r.partition_counts(canonical(log(3000), backend), "UTC", "day")], "acme")
     assert (table.deliveries == table.n_send - table.n_hard_bounce - table.n_soft_bounce).all()
@@ -142,6 +154,7 @@ class Store:
 
     def __init__(self, frame: pd.DataFrame, backend: Backend) -> None:
         self.frame, self.backend = frame, backend
+        self.columns = list(frame.columns)
 
     def read(self, client: str, columns: list[str], partitions: int | None) -> Store:
         self.partitions = partitions or 1
