@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.config import Config
 from pipeline.errors import ModelError
-from pipeline.learning.tensors import keras, tf
+from pipeline.learning.tensors import configure, keras, tf
 
 ABSENT = -1e9  # the encoded target of a value head where the value is not positive
 CLIP = 8.0  # standard deviations; further out, a feature says no more
@@ -128,6 +128,7 @@ def build(architecture: Architecture, seed: int = 0) -> Network:
     The hidden layers see the normalised features; the outputs see the last hidden layer and the features themselves
     (wide and deep: Cheng et al. 2016), starting at zero, so that training starts at the base rate.
     """
+    configure()
     inputs = keras.Input((architecture.features,), dtype="float32", name="normalised")
     layer = inputs
     for i, units in enumerate(architecture.hidden):
