@@ -172,10 +172,12 @@ def commit(
     removed: list[dict[str, Any]] | None = None,
     serial: str | None = None,
     workers: int = 2,
+    batch: str | None = None,
 ) -> bool:
     """Write the index, verify the files and commit once.
 
     Args:
+        run: the name of the files; several runs of one ``batch`` exclude each other.
         manifest: holds ``files``, the entries to add; removed: live files that these replace, dropped in the same
             commit; serial: the name of an application transaction that excludes rivals, counted up by one.
     Returns:
@@ -203,9 +205,10 @@ def commit(
         about["eventgrain.sources"] = json.dumps([s["name"] for s in manifest["sources"]][:1000])
     uri = place.target
     table = deltalake.DeltaTable(uri)
-    if committed(table, run) or not {r["path"] for r in removed or []} <= {f["path"] for f in live_files(table)}:
+    batch = batch or run
+    if committed(table, batch) or not {r["path"] for r in removed or []} <= {f["path"] for f in live_files(table)}:
         return False
-    transactions = [Transaction(f"eventgrain/{run}", 1)]
+    transactions = [Transaction(f"eventgrain/{name}", 1) for name in {run, batch}]
     if serial:
         transactions.append(Transaction(serial, (table.transaction_version(serial) or 0) + 1))
     properties = CommitProperties(custom_metadata=about, max_commit_retries=RETRIES, app_transactions=transactions)
@@ -213,7 +216,7 @@ def commit(
     try:
         table.create_write_transaction(actions, "append", table.schema(), ["client"], commit_properties=properties)
     except CommitFailedError as error:
-        if committed(deltalake.DeltaTable(uri), run) or serial is not None:
+        if committed(deltalake.DeltaTable(uri), batch) or serial is not None:
             return False
         raise StoreError(f"cannot commit batch {run} to {place.uri}: {error}. Run again") from None
     except (DeltaError, OSError) as error:

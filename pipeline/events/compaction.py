@@ -9,7 +9,6 @@ A batch that spans months by itself, as a bulk load does, is left alone: it is l
 
 from __future__ import annotations
 
-import datetime as dt
 import hashlib
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -172,7 +171,6 @@ def _merge(store: EventStore, client: str, month: int, paths: list[str], workers
         "files": [w.entry for w in written],
         "replaced": paths,
         "counts": {"rows": total, "kept": kept, "duplicates": duplicates, "conflicts": conflicts},
-        "made": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
     }
     added = commit(
         store.place,

@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import signal
+import uuid
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -206,7 +207,7 @@ class Place:
                 return
             target = Path(path)
             target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+            temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
             try:
                 with temporary.open("wb") as file:
                     file.write(memoryview(data))

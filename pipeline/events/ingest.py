@@ -91,8 +91,13 @@ class IngestReport:
 
 @dataclass
 class Batch:
-    """A batch on its way: counts that must add up, and the files written."""
+    """A batch on its way: counts that must add up, and the files written.
 
+    ``batch`` names its sources and settings, and is committed once. ``run`` names its files: the same where the content
+    is the same; where rows take the time of this ingest, with that time, so that rivals never write each other's files.
+    """
+
+    batch: str
     run: str
     units: list[Unit]
     rows: int = 0
@@ -225,7 +230,8 @@ class _Ingest:
         with ThreadPoolExecutor(self.workers) as pool:
             for planned in make_batches(sources.units, self.config.batch_rows):
                 units = list(pool.map(lambda u: with_digest(sources.fs, u), planned))
-                self.batch(Batch(batch_id(units, salt), units), sources.fs, pool)
+                name = batch_id(units, salt)
+                self.batch(Batch(name, name, units), sources.fs, pool)
 
     def batch(self, batch: Batch, fs: Any, pool: ThreadPoolExecutor) -> None:
         arrival = time.time_ns() // 1000
@@ -239,6 +245,8 @@ class _Ingest:
             return prepared
 
         parts = _all(pool, one, batch.units)
+        if not all(p.dated for p in parts):
+            batch.run = f"{batch.batch}_{arrival:x}"
         keep = self.config.quality.keep_examples
         rejected = []
         for part in parts:
@@ -266,7 +274,18 @@ class _Ingest:
             fault("quarantine-written")
         schema = table_schema(open_table(self.place.target))
         groups = Groups.concat([w.groups for w in written])
-        self.finish(batch, commit(self.place, batch.run, _manifest(batch, written), groups, schema, workers=self.workers))
+        self.finish(
+            batch,
+            commit(
+                self.place,
+                batch.run,
+                _manifest(batch, written),
+                groups,
+                schema,
+                workers=self.workers,
+                batch=batch.batch,
+            ),
+        )
 
     def finish(self, batch: Batch, added: bool) -> None:
         """Count a batch; one that somebody else committed meanwhile added nothing."""

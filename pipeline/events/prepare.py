@@ -41,6 +41,7 @@ class Prepared:
     table: Any
     rows: int
     rejected: Any | None
+    dated: bool  # every row said when it arrived
     results: dict[str, RuleResult] = field(default_factory=dict)
     rejected_by: dict[str, int] = field(default_factory=dict)
     per_client: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -88,11 +89,13 @@ def prepare(
     times = column("ts")
     ts, ts_bad = to_micros(times, source.time_unit, mapped["ts"], where)
     ingested = np.full(n, arrival, dtype=np.int64)
+    dated = False
     if "ingested_at" in mapped:
         arrived = column("ingested_at")
         given, unreadable = to_micros(arrived, source.time_unit, mapped["ingested_at"], where)
         known = ~(nulls(arrived) | unreadable)
         ingested = np.where(known, given, ingested)
+        dated = bool(known.all())
     for name in ("campaign", "provider"):
         has = name in mapped
         out[name] = to_category(column(name) if has else pa.nulls(n, pa.string()), mapped.get(name, ""), where)
@@ -118,7 +121,7 @@ def prepare(
     for name, kind in carried.items():
         out[name] = _carry(column(name), kind, name, where)
     table = pa.table(out)
-    prepared = Prepared(table, n, None)
+    prepared = Prepared(table, n, None, dated)
     offset = sum(file.group_rows[: unit.first])
     for name, hits in verdict.hits.items():
         result = RuleResult(name, chosen[name])
