@@ -79,12 +79,12 @@ COLUMNS = {
 }
 
 
-def config(tmp: Path, source: dict[str, Any] | None = None, columns: dict[str, Any] | None = None, **more: Any) -> Config:
+def config(
+    tmp: Path, source: dict[str, Any] | None = None, columns: dict[str, Any] | None = None, **more: Any
+) -> Config:
     mapping = {k: v for k, v in (COLUMNS | (columns or {})).items() if v is not None}
     given = {"path": str(tmp / "raw"), "value_unit": "micro", **(source or {})}
-    return Config(
-        name="test", runs=str(tmp / "runs"), source=Source(columns=Columns(**mapping), **given), **more
-    )
+    return Config(name="test", runs=str(tmp / "runs"), source=Source(columns=Columns(**mapping), **given), **more)
 
 
 def key_of(user: Any) -> int:

@@ -24,13 +24,17 @@ def test_months() -> None:
 
 def daily(tmp_path: Path, backend: Backend, days: int) -> tuple[str, list[dict[str, object]]]:
     rng = random.Random(1)
-    rows = [dict(r, time=START + rng.randrange(days * 24) * 3_600_000_000) for r in random_rows(days * 40, subscribers=60)]
+    rows = [
+        dict(r, time=START + rng.randrange(days * 24) * 3_600_000_000) for r in random_rows(days * 40, subscribers=60)
+    ]
     rows = [dict(r, arrived=r["time"] + rng.choice((1, 5, DAY, 30 * DAY))) for r in rows]
     again = [dict(r, arrived=r["arrived"] + DAY) for r in rng.sample(rows, days * 5)]
     every = rows + again
     settings = config(tmp_path, quality={"actions": {"impossible_time": "warn"}})
     for day in range(days):
-        arrived = [r for r in every if START + day * DAY <= min(r["arrived"], START + days * DAY - 1) < START + (day + 1) * DAY]
+        arrived = [
+            r for r in every if START + day * DAY <= min(r["arrived"], START + days * DAY - 1) < START + (day + 1) * DAY
+        ]
         write(tmp_path / f"raw/{day:03d}.parquet", arrived)
         if day % 5 == 4:
             ingest(settings, backend, compaction=False)
@@ -78,7 +82,9 @@ def test_sources_stay_known_and_rivals_lose(tmp_path: Path, backend: Backend) ->
     assert EventStore(uri).rows() <= rows
 
 
-def test_collisions_across_batches_are_refused(tmp_path: Path, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_collisions_across_batches_are_refused(
+    tmp_path: Path, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import numpy as np
 
     import pipeline.events.prepare as prepare
@@ -89,7 +95,10 @@ def test_collisions_across_batches_are_refused(tmp_path: Path, backend: Backend,
         rows = [dict(r, user=f"u{i}", client="acme") for r in random_rows(5, seed=i)]
         write(tmp_path / f"raw/{i}.parquet", rows)
         ingest(settings, backend, compaction=False)
-    write(tmp_path / "raw/9.parquet", [dict(r, time=START + 40 * DAY, user="u1", client="acme") for r in random_rows(2, seed=7)])
+    write(
+        tmp_path / "raw/9.parquet",
+        [dict(r, time=START + 40 * DAY, user="u1", client="acme") for r in random_rows(2, seed=7)],
+    )
     settings = config(tmp_path, quality={"actions": {"impossible_time": "warn"}})
-    with pytest.raises(DataError, match="'u0' and 'u1'|'u1' and 'u0'"):
+    with pytest.raises(DataError, match=r"'u0' and 'u1'|'u1' and 'u0'"):
         ingest(settings, backend)
