@@ -123,7 +123,10 @@ def live_files(table: Any) -> list[dict[str, Any]]:
     if actions.num_rows == 0:
         return []
     lists = [actions.column(c).to_pylist() for c in columns]
-    return [dict(zip(("path", "client", "rows", "size"), (unquote(p), *r), strict=True)) for p, *r in zip(*lists, strict=True)]
+    return [
+        dict(zip(("path", "client", "rows", "size"), (unquote(p), *r), strict=True))
+        for p, *r in zip(*lists, strict=True)
+    ]
 
 
 def verify(place: Place, entries: list[dict[str, Any]], schema: pa.Schema, workers: int) -> None:
@@ -138,7 +141,9 @@ def verify(place: Place, entries: list[dict[str, Any]], schema: pa.Schema, worke
         try:
             size = place.size(entry["path"])
             if size != entry["size"]:
-                raise StoreError(f"file {path} has {size} bytes where {entry['size']} were written; nothing was committed")
+                raise StoreError(
+                    f"file {path} has {size} bytes where {entry['size']} were written; nothing was committed"
+                )
             if digest_of(place.fs, path) != entry["sha256"]:
                 raise StoreError(f"file {path} does not have the digest of what was written; nothing was committed")
             with place.fs.open_input_file(path) as handle, pq.ParquetFile(handle) as file:
@@ -158,7 +163,8 @@ def _stats(entry: Mapping[str, Any]) -> str:
         return at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
     bounds = {
-        f"{side}Values": {"subscriber_key": entry[f"key_{side}"], "ts": time(entry[f"ts_{side}"])} for side in ("min", "max")
+        f"{side}Values": {"subscriber_key": entry[f"key_{side}"], "ts": time(entry[f"ts_{side}"])}
+        for side in ("min", "max")
     }
     return json.dumps({"numRecords": entry["rows"], **bounds, "nullCount": {"subscriber_key": 0, "ts": 0}})
 

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="untyped-decorator"
 """Compiled CPU twins of the array kernels in :mod:`hashing` and :mod:`sorting`.
 
 Imported only where numba is to be used: compiling takes seconds once, then the code comes from numba's cache. All
@@ -105,7 +106,7 @@ def small_sort(k: Any, t: Any, o: Any, lo: int, hi: int) -> None:
 
 @numba.njit(nogil=True, cache=True)
 def ascending(k: Any, t: Any, lo: int, hi: int) -> bool:
-    for i in range(lo + 1, hi):
+    for i in range(lo + 1, hi):  # noqa: SIM110
         if k[i] < k[i - 1] or (k[i] == k[i - 1] and t[i] < t[i - 1]):
             return False
     return True

@@ -27,7 +27,7 @@ _seen: dict[str, int] = {}
 
 
 def fault(point: str) -> None:
-    """Die here, as by a power cut, when EVENTGRAIN_FAULT is ``point`` or ``point:n`` for the n-th passing. Tests only."""
+    """Die here, as by a power cut, when EVENTGRAIN_FAULT is ``point``, or ``point:n`` at its n-th passing."""
     wanted = os.environ.get("EVENTGRAIN_FAULT")
     if not wanted:
         return
@@ -57,11 +57,13 @@ def filesystem(uri: str) -> tuple[Any, str]:
             base = rest[: at.start()] if at else rest
             fs, path = pafs.FileSystem.from_uri(f"{scheme}://{base}")
             return fs, path + (rest[at.start() :] if at and not path.endswith("/") else "")
-        import fsspec
+        import fsspec  # type: ignore[import-untyped]
 
         return pafs.PyFileSystem(pafs.FSSpecHandler(fsspec.filesystem(scheme))), rest
     except (ImportError, ValueError, OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise SourceError(f"cannot open {uri!r}: {error}. Expected a local path or a URI such as s3://bucket/folder/") from None
+        raise SourceError(
+            f"cannot open {uri!r}: {error}. Expected a local path or a URI such as s3://bucket/folder/"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -111,10 +113,12 @@ def find_files(uri: str) -> tuple[Any, list[Found]]:
 def _matching(fs: Any, path: str) -> list[Any]:
     if re.search(r"[*?\[]", path):
         if isinstance(fs, pafs.LocalFileSystem):
-            names = [p for p in globbing.glob(path, recursive=True) if Path(p).is_file()]
+            names = [p for p in globbing.glob(path, recursive=True) if Path(p).is_file()]  # noqa: PTH207
             return list(fs.get_file_info(names)) if names else []
         base = re.split(r"[*?\[]", path)[0].rpartition("/")[0]
-        pattern = re.compile(globbing.translate(path, recursive=True) if hasattr(globbing, "translate") else _glob(path))
+        pattern = re.compile(
+            globbing.translate(path, recursive=True) if hasattr(globbing, "translate") else _glob(path)
+        )
         every = fs.get_file_info(pafs.FileSelector(base, recursive=True, allow_not_found=True))
         return [i for i in every if i.type == pafs.FileType.File and pattern.match(i.path)]
     info = fs.get_file_info(path.rstrip("/") or "/")

@@ -113,9 +113,9 @@ def _column_hash(array: Any, backend: Backend) -> np.ndarray:
     elif pa.types.is_boolean(kind):
         array = array.cast(pa.int8())
     if pa.types.is_unsigned_integer(array.type):
-        return array.fill_null(0).cast(pa.uint64()).to_numpy(zero_copy_only=False).copy()
+        return np.array(array.fill_null(0).cast(pa.uint64()))
     if pa.types.is_integer(array.type):
-        return array.fill_null(0).cast(pa.int64()).to_numpy(zero_copy_only=False).view(np.uint64).copy()
+        return np.array(array.fill_null(0).cast(pa.int64())).view(np.uint64)
     if pa.types.is_floating(array.type):
         floats = array.cast(pa.float64()).fill_null(0.0).to_numpy(zero_copy_only=False)
         floats = np.where(floats == 0, 0.0, np.where(np.isnan(floats), np.nan, floats))  # one zero, one NaN

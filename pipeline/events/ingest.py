@@ -77,9 +77,8 @@ class IngestReport:
 
     def line(self) -> str:
         """The one line every run prints."""
-        text = (
-            f"rows in {self.rows_in:,} = kept {self.kept:,} + duplicates {self.duplicates:,} + rejected {self.rejected:,}"
-        )
+        text = f"rows in {self.rows_in:,} = kept {self.kept:,} + duplicates {self.duplicates:,}"
+        text += f" + rejected {self.rejected:,}"
         if not self.files:
             text += f" (nothing new: {self.skipped_files:,} files were ingested before)"
         return text
@@ -170,13 +169,15 @@ def ingest(
 def _settle_schema(config: Config, sources: Sources, table: Any, uri: str) -> tuple[Settings, dict[str, pa.DataType]]:
     """Check the mapping against every new file and fix the store's settings, before any work."""
     source = config.source
-    assert source is not None  # noqa: S101
+    assert source is not None
     mapped = mapped_columns(source)
     carried: dict[str, pa.DataType] = {}
     texts = False
     for file in {u.file.name: u.file for u in sources.units}.values():
         map_columns(source, file.schema.names, repr(file.name), file.hive)
-        types = {f.name: f.type for f in file.schema} | {n: pa.string() for n in file.hive if n not in file.schema.names}
+        types = {f.name: f.type for f in file.schema} | {
+            n: pa.string() for n in file.hive if n not in file.schema.names
+        }
         for name in ("ts", "ingested_at"):
             if name in mapped:  # refuses numbers without a unit, and types that are no time
                 to_micros(pa.nulls(0, types[mapped[name]]), source.time_unit, mapped[name], repr(file.name))
@@ -202,11 +203,15 @@ def _settle_schema(config: Config, sources: Sources, table: Any, uri: str) -> tu
         state = "has event ids made from whole rows" if have.made_ids else "has the source's own event ids"
         raise ConfigError(f"the store {uri!r} {state}; source.columns.event_id cannot change. Use another store")
     if have.deduplicate != config.deduplicate:
-        raise ConfigError(f"the store {uri!r} was made with deduplicate={have.deduplicate}; use another store to change it")
+        raise ConfigError(
+            f"the store {uri!r} was made with deduplicate={have.deduplicate}; use another store to change it"
+        )
     schema = table_schema(table)
     for name, kind in carried.items():
         if name in schema.names and schema.field(name).type != kind:
-            raise ConfigError(f"column {name!r} is {kind}, but the store {uri!r} carries it as {schema.field(name).type}")
+            raise ConfigError(
+                f"column {name!r} is {kind}, but the store {uri!r} carries it as {schema.field(name).type}"
+            )
     return have, carried
 
 
@@ -237,9 +242,7 @@ class _Ingest:
         arrival = time.time_ns() // 1000
 
         def one(unit: Unit) -> Prepared:
-            prepared = prepare(
-                fs, unit, self.config, self.settings, self.carried, self.chosen, arrival, self.backend
-            )
+            prepared = prepare(fs, unit, self.config, self.settings, self.carried, self.chosen, arrival, self.backend)
             if self.progress is not None:
                 self.progress.advance(prepared.rows, unit.file.name.rpartition("/")[2])
             return prepared
@@ -321,7 +324,13 @@ class _Ingest:
         order = np.argsort(place_of.astype(kind), kind="stable") if starts[-1] > 1 else np.arange(len(key))
         ends = np.concatenate([[0], np.cumsum(np.bincount(place_of, minlength=int(starts[-1])))])
         tasks = [
-            (names[c], part, 1 << bits[c], group_bits(counts[c]), order[ends[starts[c] + part] : ends[starts[c] + part + 1]])
+            (
+                names[c],
+                part,
+                1 << bits[c],
+                group_bits(counts[c]),
+                order[ends[starts[c] + part] : ends[starts[c] + part + 1]],
+            )
             for c in range(len(names))
             for part in range(1 << bits[c])
         ]
@@ -420,7 +429,11 @@ class _Ingest:
             first = np.flatnonzero(mask)[: self.config.quality.keep_examples]
             who = np.searchsorted(change, first, side="right") - 1
             examples = [
-                {"subscriber": subscribers[int(w)].as_py(), "event": taken["event"][int(i)].as_py(), "ts": readable(int(ts[i]))}
+                {
+                    "subscriber": subscribers[int(w)].as_py(),
+                    "event": taken["event"][int(i)].as_py(),
+                    "ts": readable(int(ts[i])),
+                }
                 for i, w in zip(first, who, strict=True)
             ]
             hits[rule] = (int(mask.sum()), examples)
@@ -469,8 +482,18 @@ def _combine(tables: list[Any]) -> Any:
     if len(kinds) > 1:
         at = tables[0].schema.get_field_index("subscriber")
         tables = [t.set_column(at, "subscriber", t.column("subscriber").cast(pa.large_string())) for t in tables]
-    table = pa.concat_tables(tables)
-    return table.unify_dictionaries().combine_chunks()
+    table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+    for i, name in enumerate(table.column_names):
+        array = plain(table.column(name))
+        if pa.types.is_dictionary(array.type):  # kinds of rejected rows must not come back as categories
+            codes = numpy_of(array.indices, -1)
+            used = np.bincount(codes[codes >= 0], minlength=len(array.dictionary)) > 0
+            if not used.all():
+                number = np.append(np.cumsum(used) - 1, -1).astype(np.int32)[codes]
+                codes_left = pa.array(number, mask=number < 0)
+                array = pa.DictionaryArray.from_arrays(codes_left, array.dictionary.filter(pa.array(used)))
+                table = table.set_column(i, name, array)
+    return table
 
 
 def _quarantine(tables: list[Any]) -> Any:

@@ -65,7 +65,7 @@ def prepare(
         ConfigError, SourceError: the mapping or a type does not fit the file; names it.
     """
     source = config.source
-    assert source is not None  # ingest has checked  # noqa: S101
+    assert source is not None  # ingest has checked
     file, where = unit.file, f"{unit.file.name!r}"
     mapped = map_columns(source, file.schema.names, where, file.hive)
     few = {mapped[c] for c in ("client", "event", "campaign", "provider") if c in mapped}
@@ -105,9 +105,7 @@ def prepare(
         out["value"], value_bad = to_micro_units(column("value"), source.value_unit, mapped["value"], where)
     event_id, event_id_null = _event_ids(raw, column, mapped, settings, where, backend)
 
-    rows = Checked(
-        out["client"], subscriber, event, ts, nulls(times), ts_bad, ingested, value_bad, event_id_null
-    )
+    rows = Checked(out["client"], subscriber, event, ts, nulls(times), ts_bad, ingested, value_bad, event_id_null)
     earliest = microseconds(config.quality.earliest) or 0
     verdict = check(rows, config.quality, chosen, source.known, earliest)
     accepted = verdict.rejected_by < 0
@@ -147,7 +145,7 @@ def prepare(
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _event_ids(

@@ -40,7 +40,9 @@ RULES: dict[str, Rule] = {
         Rule("null_ts", "reject", _KEY, "the time is null"),
         Rule("invalid_ts", "reject", _KEY, "the time cannot be read"),
         Rule("null_event", "reject", _KEY, "the event kind is null or empty"),
-        Rule("impossible_time", "reject", _ROW, "before quality.earliest, or more than quality.future after its arrival"),
+        Rule(
+            "impossible_time", "reject", _ROW, "before quality.earliest, or more than quality.future after its arrival"
+        ),
         Rule("unknown_kind", "reject", _ROW, "a kind that source.known does not list"),
         Rule("invalid_value", "reject", _KEY, "the value is not finite, or too great for int64 micro-units"),
         Rule("null_event_id", "warn", _ROW, "the event id is null; a hash of the whole row stands in"),
@@ -120,8 +122,10 @@ def _where_category(array: Any, test: Callable[[str], bool]) -> np.ndarray | Non
     if not chosen.any():
         return None
     indices = array.indices
-    mask = chosen[indices.fill_null(0).to_numpy(zero_copy_only=False)]
-    return mask & ~_nulls(array) if indices.null_count else mask
+    mask: np.ndarray = chosen[indices.fill_null(0).to_numpy(zero_copy_only=False)]
+    if indices.null_count:
+        mask &= ~_nulls(array)
+    return mask
 
 
 def _nulls(array: Any) -> np.ndarray:
@@ -129,7 +133,9 @@ def _nulls(array: Any) -> np.ndarray:
     return mask
 
 
-def check(rows: Checked, quality: Quality, chosen: Mapping[str, str], known: list[str] | None, earliest_us: int) -> Verdict:
+def check(
+    rows: Checked, quality: Quality, chosen: Mapping[str, str], known: list[str] | None, earliest_us: int
+) -> Verdict:
     """Apply every row rule to one file's rows.
 
     Args:

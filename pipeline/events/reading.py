@@ -10,6 +10,7 @@ are duplicates.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
@@ -105,7 +106,7 @@ def read_rows(part: PartPlan, backend: Backend) -> Merged:
         key = r.rows.integers("subscriber_key")
         ends.append((int(key[0]), int(key[-1])))
     by_key = sorted(range(len(some)), key=lambda i: ends[i])
-    if all(ends[a][1] < ends[b][0] for a, b in zip(by_key, by_key[1:], strict=False)):
+    if all(ends[a][1] < ends[b][0] for a, b in pairwise(by_key)):
         return Merged(kind.concat([some[i].rows for i in by_key]))
     some.sort(key=lambda r: int(r.rows.integers("ts").min()))  # runs in the order of time merge fastest
     whole = kind.concat([r.rows for r in some])
@@ -126,7 +127,7 @@ class _Columns:
     def __init__(self, part: PartPlan, runs: list[_Run], starts: list[int], whole: Any, backend: Backend) -> None:
         self.part, self.runs, self.starts, self.whole, self.backend = part, runs, starts, whole, backend
         xp = backend.xp
-        sizes = [b - a for a, b in zip(starts, starts[1:], strict=False)]
+        sizes = [b - a for a, b in pairwise(starts)]
         self.run_of_row = xp.concatenate([xp.full(n, i, dtype="int32") for i, n in enumerate(sizes)])
 
     def ranks(self, name: str, rows: Any) -> Any:

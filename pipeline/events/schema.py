@@ -45,7 +45,7 @@ UNIT_US = {"s": 1_000_000, "ms": 1000, "us": 1}
 
 
 def store_schema(event_id: pa.DataType, carried: Mapping[str, pa.DataType]) -> pa.Schema:
-    """The Arrow schema of a data file: the canonical columns, then the carried ones by name. ``client`` is in the path."""
+    """The Arrow schema of a data file: the canonical columns, then the carried by name; ``client`` is in the path."""
     fields = [pa.field(n, event_id if n == "event_id" else t) for n, t in CANONICAL.items()]
     return pa.schema([*fields, *(pa.field(n, t) for n, t in sorted(carried.items()))])
 
@@ -81,7 +81,9 @@ def mapped_columns(source: Source) -> dict[str, str]:
     return mapped
 
 
-def map_columns(source: Source, available: Iterable[str], where: str, hive: Mapping[str, str] | None = None) -> dict[str, str]:
+def map_columns(
+    source: Source, available: Iterable[str], where: str, hive: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Check the mapping against one file's columns.
 
     Args:
@@ -278,7 +280,9 @@ def to_id(array: Any, column: str, where: str) -> Any:
 def _whole(array: Any, column: str, where: str) -> Any:
     floats = numpy_of(array.cast(pa.float64()), 0.0)
     if not bool((np.isfinite(floats) & (np.abs(floats) < 2.0**53) & (floats == np.rint(floats))).all()):
-        raise SourceError(f"column {column!r} in {where} is {array.type} with fractions; an id must be text or a whole number")
+        raise SourceError(
+            f"column {column!r} in {where} is {array.type} with fractions; an id must be text or a whole number"
+        )
     return pa.array(floats.astype(np.int64), mask=nulls(array))
 
 

@@ -60,7 +60,7 @@ class Known:
 
 @dataclass
 class Sources:
-    """``fs``; ``units``: not yet ingested; ``skipped``: names of files already ingested; ``files``: number to ingest."""
+    """``units``: not yet ingested; ``skipped``: names of files ingested before; ``files``: how many to ingest."""
 
     fs: Any
     units: list[Unit]
@@ -71,7 +71,9 @@ class Sources:
 def bad_file(name: str, error: BaseException) -> SourceError:
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if isinstance(error, FileNotFoundError):
-        return SourceError(f"source file {name!r} vanished while it was being read. Run again when no one moves the files")
+        return SourceError(
+            f"source file {name!r} vanished while it was being read. Run again when no one moves the files"
+        )
     return SourceError(
         f"source file {name!r} cannot be read: {text}. Expected a whole Parquet file; "
         "mend it, or move it out of source.path, and run again"
@@ -226,5 +228,7 @@ def read_unit(fs: Any, unit: Unit, columns: list[str] | None, categories: Callab
             text = pa.DictionaryArray.from_arrays(pa.array([0] * table.num_rows, pa.int32()), pa.array([value]))
             table = table.append_column(name, text)
     if table.num_rows != unit.rows:
-        raise SourceError(f"source file {unit.file.name!r} holds {table.num_rows:,} rows where its footer says {unit.rows:,}")
+        raise SourceError(
+            f"source file {unit.file.name!r} holds {table.num_rows:,} rows where its footer says {unit.rows:,}"
+        )
     return table

@@ -176,7 +176,7 @@ class EventStore:
         return int(groups["ts_min"].min()), int(groups["ts_max"].max())
 
     def last_full_day(self, client: str, timezone: str = "UTC") -> int:
-        """The end of the last full day of events, microseconds UTC: the client's midnight at or before the last event."""
+        """The end of the last full day: the midnight at or before the last event, microseconds UTC."""
         last = dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=self.bounds(client)[1])
         midnight = last.astimezone(zoneinfo.ZoneInfo(timezone)).replace(hour=0, minute=0, second=0, microsecond=0)
         return microseconds(midnight.astimezone(dt.UTC)) or 0

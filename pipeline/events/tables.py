@@ -229,7 +229,8 @@ def ranks(array: Any, rows: np.ndarray) -> np.ndarray:
         distinct = [v.encode() for v in array.dictionary.to_pylist()]
         order = {v: i for i, v in enumerate(sorted(set(distinct)))}
         by_value = np.array([*(order[v] for v in distinct), -1], dtype=np.int64)
-        return by_value[numpy_of(array.indices.take(pa.array(rows)), len(distinct))]
+        codes = numpy_of(array.indices.take(pa.array(rows)), len(distinct))
+        return np.asarray(by_value[codes])
     taken = array.take(pa.array(rows))
     if pa.types.is_timestamp(taken.type):
         taken = taken.view(pa.int64())

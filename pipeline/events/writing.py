@@ -65,7 +65,13 @@ class SortedRows:
 
 
 def _writer_options(schema: pa.Schema) -> dict[str, Any]:
-    texts = {f.name for f in schema if pa.types.is_string(f.type)} - {"event", "campaign", "provider", "batch", "subscriber"}
+    texts = {f.name for f in schema if pa.types.is_string(f.type)} - {
+        "event",
+        "campaign",
+        "provider",
+        "batch",
+        "subscriber",
+    }
     deltas = {"ts": "DELTA_BINARY_PACKED", "ingested_at": "DELTA_BINARY_PACKED"}
     plain = {"machine", "event_id", *deltas}
     return {

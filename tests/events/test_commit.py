@@ -70,7 +70,10 @@ class Victim:
 
 def test_killed_at_every_point(tmp_path: Path) -> None:
     """One log, killed again and again on its way: at each point once, at the n-th passing of it."""
-    rows = [dict(r, time=r["time"] + (i % 50) * DAY, arrived=r["arrived"] + (i % 50) * DAY) for i, r in enumerate(random_rows(5000))]
+    rows = [
+        dict(r, time=r["time"] + (i % 50) * DAY, arrived=r["arrived"] + (i % 50) * DAY)
+        for i, r in enumerate(random_rows(5000))
+    ]
     rows.sort(key=lambda r: r["time"])
     for i in range(5):
         bad = [dict(rows[0], user=None, id=-1)]

@@ -100,5 +100,5 @@ def test_collisions_across_batches_are_refused(
         [dict(r, time=START + 40 * DAY, user="u1", client="acme") for r in random_rows(2, seed=7)],
     )
     settings = config(tmp_path, quality={"actions": {"impossible_time": "warn"}})
-    with pytest.raises(DataError, match="'u0' and 'u1'|'u1' and 'u0'"):
+    with pytest.raises(DataError, match=r"'u0' and 'u1'|'u1' and 'u0'"):
         ingest(settings, backend)

@@ -68,8 +68,8 @@ def test_deduplicate_false_keeps_all(tmp_path: Path, backend: Backend) -> None:
     write(tmp_path / "raw/2.parquet", rows[:20])
     assert ingest(settings, backend).kept == 20
     assert sum(len(everything(settings.store_uri, c, backend, 3)) for c in ("acme", "globex")) == 130
+    write(tmp_path / "raw/3.parquet", rows[:5])
     with pytest.raises(ConfigError, match="deduplicate"):
-        write(tmp_path / "raw/3.parquet", rows[:5])
         ingest(config(tmp_path), backend)
 
 
@@ -162,7 +162,7 @@ def test_actions(tmp_path: Path, backend: Backend) -> None:
         [dict(r, kind="odd" if i == 5 else r["kind"]) for i, r in enumerate(random_rows(50))],
     )
     source = {"known": ["send", "open", "click", "delete", "unsubscribe"]}
-    with pytest.raises(ConfigError, match="no rule 'unknown_kinds'.*unknown_kind"):
+    with pytest.raises(ConfigError, match=r"no rule 'unknown_kinds'.*unknown_kind"):
         ingest(config(tmp_path, source, quality={"actions": {"unknown_kinds": "off"}}), backend)
     with pytest.raises(ConfigError, match="null_subscriber cannot be 'off'"):
         ingest(config(tmp_path, source, quality={"actions": {"null_subscriber": "off"}}), backend)
@@ -205,8 +205,8 @@ def test_mapping_errors_come_before_any_work(tmp_path: Path, backend: Backend) -
     write(tmp_path / "raw/2.parquet", [{k: v for k, v in r.items() if k != "campaign"} for r in random_rows(10)])
     with pytest.raises(ConfigError, match=r"2\.parquet.*no column 'campaign'"):
         ingest(config(tmp_path), backend)
+    (tmp_path / "none").mkdir()
     with pytest.raises(SourceError, match="no Parquet file"):
-        (tmp_path / "none").mkdir()
         ingest(config(tmp_path, {"path": str(tmp_path / "none")}), backend)
     with pytest.raises(SourceError, match="no such file"):
         ingest(config(tmp_path, {"path": str(tmp_path / "nowhere")}), backend)

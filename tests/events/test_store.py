@@ -57,7 +57,9 @@ def test_time_bounds_are_half_open_and_versions_stay(tmp_path: Path, backend: Ba
     stored(tmp_path, [first, second], backend)
     now = EventStore(store.uri, backend)
     assert now.version() > version
-    assert rows_of_frame(EventStore(store.uri, backend, version=version).read("acme").compute()) == expected(first, "acme")
+    assert rows_of_frame(EventStore(store.uri, backend, version=version).read("acme").compute()) == expected(
+        first, "acme"
+    )
     wanted = expected(first + second, "acme")
     since, until = START + DAY, START + 2 * DAY
     window = [r for r in wanted if since <= r[2] < until]
@@ -147,7 +149,9 @@ EVENT = st.tuples(
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.lists(EVENT, max_size=12), min_size=1, max_size=4), st.sampled_from((1, 2, 7)))
-def test_any_log_in_any_batches(tmp_path_factory: pytest.TempPathFactory, batches: list[list[tuple]], partitions: int) -> None:  # type: ignore[type-arg]
+def test_any_log_in_any_batches(
+    tmp_path_factory: pytest.TempPathFactory, batches: list[list[tuple]], partitions: int
+) -> None:  # type: ignore[type-arg]
     def row(e: tuple) -> Row:  # type: ignore[type-arg]
         who, hour, kind, number, campaign, arrival, amount = e
         ts = START + hour * 3_600_000_000
