@@ -200,8 +200,8 @@ class Decide(Section):
     """The rule from probabilities to a list. A held send costs its expected reward and saves its expected cost."""
 
     hold_when: str | None = "unsubscribe"
-    cost: Annotated[float, Field(ge=0)] = 20.0  # of one hold_when outcome, in units of reward
-    reward: dict[str, float] = {"click": 1.0}
+    cost: Annotated[float, Field(ge=0)] = 5.0  # of one hold_when outcome, in units of reward
+    reward: dict[str, float] = {"click": 1.0, "open": 0.2}
     explore: Share = 0.02  # this share of held subscribers is sent to all the same, so that the model keeps learning
     minimum_events: Annotated[int, Field(ge=0)] = 3  # fewer events of history than this: unscored
     waves: Annotated[int, Field(ge=1)] = 4
@@ -245,6 +245,21 @@ class Config(Section):
     backend: Literal["auto", "cpu", "gpu"] = "auto"
     cluster: str = "auto"  # auto | threads | local | gpu | scheduler address
     partitions: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_other_outcomes(cls, values: Any) -> Any:
+        """The default rule names the default outcomes; of a log with others it keeps what is there."""
+        outcomes = values.get("outcomes") if isinstance(values, dict) else None
+        decide = values.get("decide") or {} if isinstance(outcomes, dict) else None
+        if not isinstance(decide, dict) or not isinstance(outcomes, dict):
+            return values
+        default = Decide()
+        absent = {
+            "hold_when": default.hold_when if default.hold_when in outcomes else None,
+            "reward": {name: reward for name, reward in default.reward.items() if name in outcomes},
+        }
+        return {**values, "decide": {**absent, **decide}}
 
     @field_validator("windows")
     @classmethod

@@ -82,3 +82,10 @@ def test_the_file_names_the_run(tmp_path: Path) -> None:
 def test_a_later_override_wins() -> None:
     config: Config = load(None, ["model.epochs=5", "model.epochs=6"])
     assert config.model.epochs == 6
+
+
+def test_the_default_rule_keeps_to_the_outcomes_there_are() -> None:
+    config = load(None, ["outcomes={buy: {events: [buy], within: 7d}, click: {events: [click], within: 3d}}"])
+    assert config.decide.hold_when is None
+    assert config.decide.reward == {"click": 1.0}
+    assert load(None, []).decide.reward == {"click": 1.0, "open": 0.2}
