@@ -133,7 +133,9 @@ def render(given: ReportInput) -> str:
     decided: Mapping[str, Any] = metrics.get("decisions") or {}
     context = {
         "name": config.name,
-        "simulated": (metrics.get("run") or {}).get("simulated", config.source is None),
+        "simulated": (metrics.get("run") or {}).get(
+            "simulated", config.source is None or config.source.truth is not None
+        ),
         "rule": rule,
         "at": config.at.event or f"every {format_duration(config.at.every or 0)}",
         "as_of": next((str(d["as_of"])[:16] for d in decided.values() if d.get("as_of")), None),

@@ -27,7 +27,7 @@ RETAIL = Config(
 class Page(html.parser.HTMLParser):
     """Tags with their attributes, the visible text, and whether every element is closed."""
 
-    EMPTY = {"meta", "link", "br"}
+    EMPTY = {"meta", "link", "br"}  # nothing to close
 
     def __init__(self, text: str) -> None:
         super().__init__()
