@@ -137,3 +137,21 @@ def test_day_resolution_loses_nothing(backend: Backend, within: int) -> None:
     table = feature_table(frame_of(events, backend), spec, request(heads=heads), backend)
     assert backend.to_host(table.y).tolist() == [[1, 1]]
     assert backend.to_host(table.X).tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize("match", [True, False])
+@pytest.mark.parametrize(("delay", "inside"), [(-1, 0), (0, 1), (2 * DAY - 1, 1), (2 * DAY, 0)])
+def test_the_horizon_is_half_open(backend: Backend, match: bool, delay: int, inside: int) -> None:
+    events = [Event(1, 5 * DAY, "send", "a", 0), Event(1, 5 * DAY + delay, "open", "a", 1)]
+    asked = request(heads=(Head("open", ("open",), 2 * DAY, match),))
+    table = feature_table(frame_of(sorted(events, key=lambda e: e.ts), backend), SPEC, asked, backend)
+    assert backend.to_host(table.y).tolist() == [[inside]]
+
+
+def test_a_response_belongs_to_the_latest_send_of_its_campaign(backend: Backend) -> None:
+    """Two sends of campaign a, one of b between them and one without a campaign."""
+    sends = [Event(1, 1 * DAY, "send", "a", 0), Event(1, 2 * DAY, "send", "b", 1), Event(1, 3 * DAY, "send", "a", 2)]
+    events = [*sends, Event(1, 4 * DAY, "open", "a", 4), Event(1, 4 * DAY, "open", None, 5), Event(1, 4 * DAY, "send")]
+    asked = request(heads=(Head("open", ("open",), 10 * DAY, match=True),))
+    table = feature_table(frame_of(sorted(events, key=lambda e: (e.ts, e.event)), backend), SPEC, asked, backend)
+    assert backend.to_host(table.y).tolist() == [[0], [0], [1], [0]]
