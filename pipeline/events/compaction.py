@@ -23,7 +23,7 @@ from pipeline.config import UNITS
 from pipeline.events.commit import commit
 from pipeline.events.files import fault
 from pipeline.events.index import Groups, run_of
-from pipeline.events.ingest import check_keys
+from pipeline.events.parts import check_keys
 from pipeline.events.reading import PartPlan, read_rows
 from pipeline.events.schema import FORMAT_VERSION, numpy_of
 from pipeline.events.sorting import key_bounds

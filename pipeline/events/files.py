@@ -116,11 +116,9 @@ def _matching(fs: Any, path: str) -> list[Any]:
             names = [p for p in globbing.glob(path, recursive=True) if Path(p).is_file()]  # noqa: PTH207
             return list(fs.get_file_info(names)) if names else []
         base = re.split(r"[*?\[]", path)[0].rpartition("/")[0]
-        pattern = re.compile(
-            globbing.translate(path, recursive=True) if hasattr(globbing, "translate") else _glob(path)
-        )
+        pattern = re.compile(_glob(path.lstrip("/")))
         every = fs.get_file_info(pafs.FileSelector(base, recursive=True, allow_not_found=True))
-        return [i for i in every if i.type == pafs.FileType.File and pattern.match(i.path)]
+        return [i for i in every if i.type == pafs.FileType.File and pattern.match(i.path.lstrip("/"))]
     info = fs.get_file_info(path.rstrip("/") or "/")
     if info.type == pafs.FileType.File:
         return [info]

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.backend import Backend
@@ -33,24 +32,19 @@ from pipeline.events.commit import (
     table_settings,
 )
 from pipeline.events.files import Place, fault
-from pipeline.events.hashing import text_buffers
 from pipeline.events.index import Groups
-from pipeline.events.prepare import Prepared, prepare, readable
-from pipeline.events.quality import RULES, RuleResult, actions, refuse, soon_after_send
+from pipeline.events.parts import Part, Sorter, combine
+from pipeline.events.prepare import Prepared, prepare
+from pipeline.events.quality import RULES, RuleResult, actions, refuse
 from pipeline.events.schema import (
     FORMAT_VERSION,
-    TIME,
     carried_type,
     map_columns,
     mapped_columns,
-    numpy_of,
-    plain,
     to_micros,
 )
-from pipeline.events.sorting import bucket_of, settle, sort_order
 from pipeline.events.sources import Known, Sources, Unit, batch_id, discover, make_batches, with_digest
-from pipeline.events.tables import ranks
-from pipeline.events.writing import SortedRows, Written, group_bits, part_bits, write_file
+from pipeline.events.writing import Written, group_bits, write_file
 from pipeline.progress import Progress
 
 WORKERS = 2
@@ -265,7 +259,7 @@ class _Ingest:
         refuse(batch.results, batch.rejected, batch.rows, self.config.quality, batch.run)
         tables = [p.table for p in parts if p.table.num_rows]
         parts.clear()
-        written = self.write(_combine(tables), batch, pool) if tables else []
+        written = self.write(combine(tables), batch, pool) if tables else []
         if batch.rows != batch.kept + batch.duplicates + batch.rejected:
             raise DataError(
                 f"batch {batch.run}: rows in {batch.rows} is not kept {batch.kept} + duplicates {batch.duplicates} + "
@@ -308,192 +302,33 @@ class _Ingest:
 
     def write(self, table: Any, batch: Batch, pool: ThreadPoolExecutor) -> list[Written]:
         """Sort, deduplicate and write a batch's rows, one task for each client and key range."""
-        client = plain(table.column("client"))
-        codes, names = numpy_of(client.indices), client.dictionary.to_pylist()
-        key, ts = numpy_of(plain(table.column("subscriber_key"))), numpy_of(plain(table.column("ts")))
-        counts = np.bincount(codes, minlength=len(names)).tolist()
-        bits = [part_bits(c) for c in counts]
-        starts = np.concatenate([[0], np.cumsum([1 << b for b in bits])])
-        place_of = starts[codes]
-        if max(bits):
-            width = np.array(bits)[codes]
-            for b in set(bits) - {0}:
-                mask = width == b
-                place_of[mask] += bucket_of(key[mask], b)
-        kind = np.uint16 if starts[-1] < 65_536 else np.int64
-        order = np.argsort(place_of.astype(kind), kind="stable") if starts[-1] > 1 else np.arange(len(key))
-        ends = np.concatenate([[0], np.cumsum(np.bincount(place_of, minlength=int(starts[-1])))])
-        tasks = [
-            (
-                names[c],
-                part,
-                1 << bits[c],
-                group_bits(counts[c]),
-                order[ends[starts[c] + part] : ends[starts[c] + part + 1]],
-            )
-            for c in range(len(names))
-            for part in range(1 << bits[c])
-        ]
-        tasks = [t for t in tasks if len(t[4])]
-        columns = {n: plain(table.column(n)) for n in table.column_names}
+        quality, keep = self.config.quality, self.config.quality.keep_examples
+        carried = sorted(self.carried)
+        sorter = Sorter(table, batch.run, carried, self.chosen, quality, self.settings.deduplicate, self.backend)
         schema = table_schema(open_table(self.place.target))
 
-        def one(task: tuple[str, int, int, int, np.ndarray]) -> tuple[str, Written | None, _Part]:
-            name, part, parts, groups, rows = task
-            found = self.sort(columns, key, ts, rows, name, batch.run)
-            file = write_file(
-                found.rows,
-                schema,
-                groups,
-                self.place,
-                name,
-                lambda sha: f"{batch.run}-{part:02d}of{parts:02d}-{sha}.parquet",
-            )
-            return name, file, found
+        def one(task: tuple[str, int, int, int, np.ndarray]) -> tuple[str, Written, Part]:
+            client, part, parts, total, rows = task
+            found = sorter.sort(rows, client)
+
+            def name(sha: str) -> str:
+                return f"{batch.run}-{part:02d}of{parts:02d}-{sha}.parquet"
+
+            return client, write_file(found.rows, schema, group_bits(total), self.place, client, name), found
 
         written = []
-        keep = self.config.quality.keep_examples
-        for name, file, found in _all(pool, one, tasks):
-            if file is not None:
-                written.append(file)
-            kept, dropped = len(found.rows.key), found.duplicates
+        for client, file, found in _all(pool, one, sorter.parts()):
+            written.append(file)
+            kept, conflicts = len(found.rows.key), found.hits["conflicting_duplicate"][0]
             batch.kept += kept
-            batch.duplicates += dropped
-            conflicts = found.hits["conflicting_duplicate"][0]
+            batch.duplicates += found.duplicates
             batch.conflicts += conflicts
-            _add_counts(batch.per_client, {name: {"kept": kept, "duplicates": dropped, "conflicts": conflicts}})
+            counts = {"kept": kept, "duplicates": found.duplicates, "conflicts": conflicts}
+            _add_counts(batch.per_client, {client: counts})
             for rule, (count, examples) in found.hits.items():
-                if count and self.chosen[rule] != "off":
+                if count:
                     batch.results.setdefault(rule, RuleResult(rule, self.chosen[rule])).add(count, examples, keep)
         return written
-
-    def sort(
-        self, columns: dict[str, Any], key: np.ndarray, ts: np.ndarray, rows: np.ndarray, client: str, run: str
-    ) -> _Part:
-        """One part's rows in the total order without duplicates."""
-        xp, backend = self.backend.xp, self.backend
-        part_key, part_ts = backend.asarray(key[rows]), backend.asarray(ts[rows])
-        order = sort_order(part_key, part_ts, backend)
-
-        def column(name: str, at: Any) -> Any:
-            if name == "batch":
-                return xp.zeros(len(at), dtype="int64")
-            return backend.asarray(ranks(columns[name], rows[backend.to_host(at)]))
-
-        content = ["provider", "value", *sorted(self.carried)]
-        settled = settle(order, part_key, part_ts, column, content, backend, self.settings.deduplicate)
-        final = rows[backend.to_host(settled.order)]
-        take = pa.array(final)
-        sorted_key, sorted_ts = key[final], ts[final]
-        change = np.flatnonzero(np.concatenate([[True], sorted_key[1:] != sorted_key[:-1]]))
-        check_keys(columns["subscriber"], final, sorted_key, client, backend)
-        subscribers = columns["subscriber"].take(pa.array(final[change]))
-        taken = {
-            name: columns[name].take(take)
-            for name in ("event", "event_id", "campaign", "provider", "value", *self.carried)
-        }
-        for name, array in taken.items():
-            if pa.types.is_large_string(array.type):
-                taken[name] = array.cast(pa.string())
-        taken["ingested_at"] = columns["ingested_at"].take(take).view(TIME)
-        taken["batch"] = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(final), np.int32)), pa.array([run]))
-        machine, hits = self.flags(sorted_key, sorted_ts, taken, subscribers, change)
-        taken["machine"] = pa.array(machine)
-        conflicting = rows[backend.to_host(settled.conflicting)]
-        examples = [
-            {n: columns[n][int(i)].as_py() for n in ("client", "subscriber", "event", "event_id")}
-            | {"ts": readable(int(ts[i]))}
-            for i in conflicting[: self.config.quality.keep_examples]
-        ]
-        hits["conflicting_duplicate"] = (len(conflicting), examples)
-        return _Part(SortedRows(sorted_key, sorted_ts, taken, subscribers), len(settled.dropped), hits)
-
-    def flags(
-        self, key: np.ndarray, ts: np.ndarray, taken: dict[str, Any], subscribers: Any, change: np.ndarray
-    ) -> tuple[np.ndarray, dict[str, tuple[int, list[dict[str, Any]]]]]:
-        """The machine flag of sorted rows, and what each rule behind it found."""
-        machine = np.zeros(len(key), dtype=bool)
-        hits: dict[str, tuple[int, list[dict[str, Any]]]] = {}
-        rules = [r for r in ("scanner_click", "machine_open") if self.chosen[r] != "off"]
-        if not rules:
-            return machine, hits
-        kinds = {name: i for i, name in enumerate(taken["event"].dictionary.to_pylist())}
-        codes = numpy_of(taken["event"].indices)
-        campaign = numpy_of(taken["campaign"].indices, -1)
-        host = Backend("pandas")
-        found = soon_after_send(key, ts, codes, campaign, kinds, self.config.quality.scanner_within, host)
-        for rule in rules:
-            mask = found[rule]
-            if self.chosen[rule] == "flag":
-                machine |= mask
-            first = np.flatnonzero(mask)[: self.config.quality.keep_examples]
-            who = np.searchsorted(change, first, side="right") - 1
-            examples = [
-                {
-                    "subscriber": subscribers[int(w)].as_py(),
-                    "event": taken["event"][int(i)].as_py(),
-                    "ts": readable(int(ts[i])),
-                }
-                for i, w in zip(first, who, strict=True)
-            ]
-            hits[rule] = (int(mask.sum()), examples)
-        return machine, hits
-
-
-@dataclass
-class _Part:
-    rows: SortedRows
-    duplicates: int
-    hits: dict[str, tuple[int, list[dict[str, Any]]]]
-
-
-def check_keys(ids: Any, rows: np.ndarray, key: np.ndarray, client: str, backend: Backend) -> None:
-    """Refuse, by name, two subscribers with one key.
-
-    Args:
-        ids: Arrow array of the subscribers' ids; rows: int64[n], positions in it sorted by key; key: int64[n], sorted.
-    Raises:
-        DataError: names both.
-    """
-    if pa.types.is_integer(ids.type):
-        values = numpy_of(ids)[rows]
-        other = np.flatnonzero((key[1:] == key[:-1]) & (values[1:] != values[:-1])) + 1
-        at = int(other[0]) if len(other) else -1
-    elif backend.compiled:
-        from pipeline.events import compiled
-
-        at = compiled.first_other_text(*text_buffers(ids), rows, key)
-    else:
-        taken = ids.take(pa.array(rows))
-        differs = pc.not_equal(taken[1:], taken[:-1]).to_numpy(zero_copy_only=False)
-        other = np.flatnonzero((key[1:] == key[:-1]) & differs) + 1
-        at = int(other[0]) if len(other) else -1
-    if at >= 0:
-        one, two = ids[int(rows[at - 1])].as_py(), ids[int(rows[at])].as_py()
-        raise DataError(
-            f"client {client!r}: subscribers {one!r} and {two!r} have one and the same subscriber_key "
-            "(a collision of 64-bit hashes). Rename one of them in the source"
-        )
-
-
-def _combine(tables: list[Any]) -> Any:
-    """Several files' rows as one table of single chunks with shared dictionaries."""
-    kinds = {t.schema.field("subscriber").type for t in tables}
-    if len(kinds) > 1:
-        at = tables[0].schema.get_field_index("subscriber")
-        tables = [t.set_column(at, "subscriber", t.column("subscriber").cast(pa.large_string())) for t in tables]
-    table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
-    for i, name in enumerate(table.column_names):
-        array = plain(table.column(name))
-        if pa.types.is_dictionary(array.type):  # kinds of rejected rows must not come back as categories
-            codes = numpy_of(array.indices, -1)
-            used = np.bincount(codes[codes >= 0], minlength=len(array.dictionary)) > 0
-            if not used.all():
-                number = np.append(np.cumsum(used) - 1, -1).astype(np.int32)[codes]
-                codes_left = pa.array(number, mask=number < 0)
-                array = pa.DictionaryArray.from_arrays(codes_left, array.dictionary.filter(pa.array(used)))
-                table = table.set_column(i, name, array)
-    return table
 
 
 def _quarantine(tables: list[Any]) -> Any:

@@ -1,0 +1,79 @@
+"""Where files come from and go to."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from pipeline.backend import PANDAS
+from pipeline.errors import SourceError, StoreError
+from pipeline.events.files import Place, explain, find_files
+from pipeline.events.ingest import ingest
+from pipeline.events.store import EventStore
+from tests.events.logs import config, expected, random_rows, rows_of_frame, write
+
+
+def test_folders_globs_and_files(tmp_path: Path) -> None:
+    for name in ("a/1.parquet", "a/b/2.pq", "a/_tmp/3.parquet", "a/.4.parquet", "a/5.txt", "a/_SUCCESS"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+
+    def names(pattern: str) -> list[str]:
+        return [str(Path(f.name).relative_to(tmp_path)) for f in find_files(str(tmp_path / pattern))[1]]
+
+    assert names("a") == ["a/1.parquet", "a/b/2.pq"]
+    assert names("a/*.parquet") == ["a/1.parquet"]
+    assert names("a/**/*.p*q*") == ["a/1.parquet", "a/_tmp/3.parquet", "a/b/2.pq"]
+    assert names("a/5.txt") == ["a/5.txt"]
+    with pytest.raises(SourceError, match="no Parquet file"):
+        find_files(str(tmp_path / "a/*.csv"))
+
+
+def test_any_fsspec_uri(tmp_path: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    rows = random_rows(60)
+    memory = fsspec.filesystem("memory")
+    for i in range(2):
+        path = write(tmp_path / f"{i}.parquet", rows[i * 30 : i * 30 + 30])
+        memory.pipe_file(f"/log/day={i}/x.parquet", path.read_bytes())
+    for uri in ("memory://log", "memory://log/*/x.parquet", "memory://log/**/*.parquet"):
+        settings = config(tmp_path, {"path": uri}, store=str(tmp_path / uri.replace("/", "_").replace("*", "-")))
+        assert ingest(settings, PANDAS).files == 2
+        assert ingest(settings, PANDAS).rows_in == 0
+        found = EventStore(settings.store_uri).read("acme").compute(scheduler="sync")
+        assert rows_of_frame(found) == expected(rows, "acme")
+    with pytest.raises(SourceError, match="cannot open 'nosuch://x'"):
+        find_files("nosuch://x")
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"), [(errno.ENOSPC, "disk is full"), (errno.EROFS, "choose another place"), (errno.EIO, "run again")]
+)
+def test_failed_writes_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, advice: str) -> None:
+    import pipeline.events.files as files
+
+    write(tmp_path / "raw/1.parquet", random_rows(50))
+    ingest(config(tmp_path), PANDAS)
+    write(tmp_path / "raw/2.parquet", random_rows(50, seed=2))
+
+    def fail(handle: int) -> None:
+        raise OSError(code, "simulated")
+
+    with monkeypatch.context() as patch, pytest.raises(StoreError, match=advice):
+        patch.setattr(files.os, "fsync", fail)
+        ingest(config(tmp_path), PANDAS)
+    store = EventStore(config(tmp_path).store_uri)
+    assert store.rows() == 50
+    assert not list(Path(store.uri).rglob("*.tmp"))
+    assert ingest(config(tmp_path), PANDAS).kept == 50
+
+
+def test_places(tmp_path: Path) -> None:
+    place = Place(str(tmp_path / "new"))
+    place.write("a/b.bin", b"123")
+    assert place.size("a/b.bin") == 3
+    assert place.size("a/c.bin") is None
+    assert place.list() == place.list("a") == ["a/b.bin"]
+    assert "disk is full" in str(explain(OSError(errno.ENOSPC, "x"), "write", "y"))

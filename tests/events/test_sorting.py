@@ -1,0 +1,101 @@
+"""Sorting and merging against Python's sort, hashing against the reference implementation."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import xxhash
+
+from pipeline.backend import PANDAS, Backend
+from pipeline.events.hashing import hash_ids, hash_rows
+from pipeline.events.sorting import bucket_of, key_bounds, merge_order, sort_order
+from pipeline.events.writing import group_bits, part_bits
+
+
+class Portable(Backend):
+    """The CPU without compiled twins: the reference kernels."""
+
+    @property
+    def compiled(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("kernels", [PANDAS, Portable("pandas")], ids=["compiled", "portable"])
+@pytest.mark.parametrize("spread", ["hashed", "one key", "few", "narrow", "extremes"])
+def test_sort_and_merge(kernels: Backend, spread: str) -> None:
+    rng = np.random.default_rng(1)
+    choices = {
+        "hashed": rng.integers(-(2**63), 2**63 - 1, 300),
+        "one key": np.array([7]),
+        "few": np.array([-5, 0, 5]),
+        "narrow": np.arange(100),
+        "extremes": np.array([-(2**63), 2**63 - 1, 0]),
+    }[spread]
+    for n in (0, 1, 2, 50, 3000):
+        key, ts = rng.choice(choices, n).astype(np.int64), rng.integers(-5, 50, n)
+        wanted = sorted(range(n), key=lambda i: (key[i], ts[i]))  # noqa: B023
+        assert sort_order(key, ts, kernels).tolist() == wanted
+        for runs in (1, 2, 9):
+            starts = [n * r // runs for r in range(runs + 1)]
+            order = np.concatenate(
+                [a + np.lexsort((ts[a:b], key[a:b])) for a, b in zip(starts, starts[1:], strict=False)] or [[]]
+            ).astype(np.int64)
+            k, t = key[order], ts[order]
+            wanted = sorted(range(n), key=lambda i: (k[i], t[i]))  # noqa: B023
+            assert merge_order(k, t, starts, kernels).tolist() == wanted
+
+
+def test_key_ranges() -> None:
+    for parts in (1, 2, 3, 7, 64):
+        bounds = key_bounds(parts)
+        assert bounds[0] == -(2**63)
+        assert bounds[-1] == 2**63
+        assert len(bounds) == parts + 1
+        sizes = np.diff(np.array(bounds, dtype=object))
+        assert max(sizes) - min(sizes) <= 1
+    keys = np.array([-(2**63), -1, 0, 2**63 - 1, 2**62], dtype=np.int64)
+    for bits in (0, 1, 3, 10):
+        assert bucket_of(keys, bits).tolist() == [(int(k) + 2**63) >> (64 - bits) for k in keys]
+    assert [group_bits(n) for n in (1, 50, 6400, 639_999, 640_000, 1_280_000, 10_000_000)] == [0, 1, 6, 6, 6, 7, 9]
+    assert [part_bits(n) for n in (0, 1_500_000, 1_500_001, 10_000_000)] == [0, 0, 1, 3]
+
+
+@pytest.mark.parametrize("kernels", [PANDAS, Portable("pandas")], ids=["compiled", "portable"])
+def test_ids_hash_as_the_reference(kernels: Backend, backend: Backend) -> None:
+    rng = random.Random(1)
+    texts = ["".join(rng.choice("aé中😀") for _ in range(rng.randrange(40))) for _ in range(500)]
+    used = backend if backend.on_gpu else kernels
+    for kind in (pa.string(), pa.large_string()):
+        hashed = backend.to_host(hash_ids(pa.array(texts, kind).slice(3), used)).view(np.uint64)
+        assert hashed.tolist() == [xxhash.xxh64_intdigest(t.encode()) for t in texts[3:]]
+    numbers = [0, -1, 2**63 - 1, -(2**63), *(rng.getrandbits(40) for _ in range(100))]
+    hashed = backend.to_host(hash_ids(pa.array(numbers), used)).view(np.uint64)
+    assert hashed.tolist() == [xxhash.xxh64_intdigest(str(n).encode()) for n in numbers]
+
+
+def test_row_hashes_depend_on_names_and_values_alone() -> None:
+    a, b = pa.array([1, 2, None], pa.int32()), pa.array(["x", "y", "x"])
+    first = hash_rows({"a": a, "b": b}, PANDAS)
+    same = (
+        {"b": b.dictionary_encode(), "a": a.cast(pa.int64())},
+        {"a": a, "b": b.cast(pa.large_string()), "new": pa.nulls(3, pa.float64())},
+    )
+    for columns in same:
+        assert hash_rows(columns, PANDAS).tolist() == first.tolist()
+    assert len(set(first.tolist())) == 3
+    assert hash_rows({"b": a, "a": b}, PANDAS).tolist() != first.tolist()
+    us = pa.array([1, 2], pa.timestamp("us", "UTC"))
+    assert hash_rows({"t": us}, PANDAS).tolist() == hash_rows({"t": us.cast(pa.timestamp("ns"))}, PANDAS).tolist()
+    odd = {
+        "list": pa.array([[1], [2]]),
+        "decimal": pa.array([1, 100], pa.decimal128(5, 0)),
+        "float": pa.array([0.0, -0.0]),
+        "bytes": pa.array([b"\xff", b"\xfe"]),
+        "flag": pa.array([True, False]),
+        "day": pa.array([1, 2], pa.date32()),
+    }
+    hashed = {n: hash_rows({n: v}, PANDAS).tolist() for n, v in odd.items()}
+    assert [n for n, h in hashed.items() if h[0] == h[1]] == ["float"]
