@@ -177,7 +177,6 @@ class Quality(Section):
     future: Duration = 1 * UNITS["d"]  # a time further ahead of its arrival than this is impossible
     late: Duration = 2 * UNITS["d"]
     scanner_within: Duration = 2 * SECOND
-    anomaly: Annotated[float, Field(gt=1)] = 4.0  # a day this many times its provider's median is flagged
     keep_examples: int = 5
 
 
