@@ -122,7 +122,7 @@ def make_run(folder: Path, config: Config, clients: list[str], rows: int = 3000,
         },
         "models": dict.fromkeys(clients, heads),
         "decisions": {},
-        "run": {"backend": "pandas: no CUDA device", "cluster": "threads: small log", "simulated": truth,
+        "run": {"backend": "pandas: no CUDA device", "cluster": "threads: small log",
                 "versions": {"eventgrain": "0.1.0", "pandas": "3.0.6"}},
     }  # fmt: skip
     for i, client in enumerate(clients):

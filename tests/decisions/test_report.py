@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import At, Config, Decide, Outcome
+from pipeline.config import At, Columns, Config, Decide, Outcome, Source
 from pipeline.decisions import report
 from pipeline.errors import StoreError
 from tests.decisions.rundir import EVIL, make_run
 
 RETAIL = Config(
     name="grocer",
+    source=Source(path="log", columns=Columns(subscriber="s", ts="t", event="e")),
     at=At(every="28d"),
     outcomes={
         "redeem": Outcome(events="redeem", within="28d"),
