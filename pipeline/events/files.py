@@ -52,11 +52,13 @@ def filesystem(uri: str) -> tuple[Any, str]:
         return pafs.LocalFileSystem(), str(Path(uri.removeprefix("file://")).absolute())
     scheme, _, rest = uri.partition("://")
     try:
-        if scheme in ("s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss"):
-            at = re.search(r"[*?\[]", rest)  # a glob is not a URI: resolve what comes before it
-            base = rest[: at.start()] if at else rest
-            fs, path = pafs.FileSystem.from_uri(f"{scheme}://{base}")
-            return fs, path + (rest[at.start() :] if at and not path.endswith("/") else "")
+        if scheme in ("s3", "gs", "gcs"):  # the key is taken as it stands: a URI parser would decode its percent signs
+            name, question, options = rest.partition("?") if "=" in rest.rpartition("?")[2] else (rest, "", "")
+            bucket = name.partition("/")[0]
+            return pafs.FileSystem.from_uri(f"{scheme}://{bucket}{question}{options}")[0], name
+        if scheme in ("hdfs", "viewfs", "abfs", "abfss"):
+            fs, path = pafs.FileSystem.from_uri(uri)
+            return fs, path
         import fsspec  # type: ignore[import-untyped]
 
         return pafs.PyFileSystem(pafs.FSSpecHandler(fsspec.filesystem(scheme))), rest

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.backend import PANDAS
 from pipeline.errors import SourceError, StoreError
-from pipeline.events.files import Place, explain, find_files
+from pipeline.events.files import Place, explain, filesystem, find_files
 from pipeline.events.ingest import ingest
 from pipeline.events.store import EventStore
 from tests.events.logs import config, expected, random_rows, rows_of_frame, write
@@ -48,8 +48,15 @@ def test_any_fsspec_uri(tmp_path: Path) -> None:
         find_files("nosuch://x")
 
 
+def test_object_keys_are_taken_as_they_stand() -> None:
+    where = "?endpoint_override=127.0.0.1:1&region=us-east-1&scheme=http"
+    for key in ("bucket/events/*.parquet", "bucket/store/client=a%2Fb/x.parquet", "bucket"):
+        assert filesystem(f"s3://{key}{where}")[1] == key
+
+
 @pytest.mark.parametrize(
-    ("code", "advice"), [(errno.ENOSPC, "disk is full"), (errno.EROFS, "choose another place"), (errno.EIO, "run again")]
+    ("code", "advice"),
+    [(errno.ENOSPC, "disk is full"), (errno.EROFS, "choose another place"), (errno.EIO, "run again")],
 )
 def test_failed_writes_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, advice: str) -> None:
     import pipeline.events.files as files
@@ -61,9 +68,10 @@ def test_failed_writes_say_what_to_do(tmp_path: Path, monkeypatch: pytest.Monkey
     def fail(handle: int) -> None:
         raise OSError(code, "simulated")
 
-    with monkeypatch.context() as patch, pytest.raises(StoreError, match=advice):
+    with monkeypatch.context() as patch:
         patch.setattr(files.os, "fsync", fail)
-        ingest(config(tmp_path), PANDAS)
+        with pytest.raises(StoreError, match=advice):
+            ingest(config(tmp_path), PANDAS)
     store = EventStore(config(tmp_path).store_uri)
     assert store.rows() == 50
     assert not list(Path(store.uri).rglob("*.tmp"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -36,15 +37,15 @@ def test_sort_and_merge(kernels: Backend, spread: str) -> None:
     }[spread]
     for n in (0, 1, 2, 50, 3000):
         key, ts = rng.choice(choices, n).astype(np.int64), rng.integers(-5, 50, n)
-        wanted = sorted(range(n), key=lambda i: (key[i], ts[i]))  # noqa: B023
+        wanted = sorted(range(n), key=lambda i: (key[i], ts[i]))
         assert sort_order(key, ts, kernels).tolist() == wanted
         for runs in (1, 2, 9):
             starts = [n * r // runs for r in range(runs + 1)]
-            order = np.concatenate(
-                [a + np.lexsort((ts[a:b], key[a:b])) for a, b in zip(starts, starts[1:], strict=False)] or [[]]
-            ).astype(np.int64)
+            order = np.concatenate([a + np.lexsort((ts[a:b], key[a:b])) for a, b in pairwise(starts)] or [[]]).astype(
+                np.int64
+            )
             k, t = key[order], ts[order]
-            wanted = sorted(range(n), key=lambda i: (k[i], t[i]))  # noqa: B023
+            wanted = sorted(range(n), key=lambda i: (k[i], t[i]))
             assert merge_order(k, t, starts, kernels).tolist() == wanted
 
 
