@@ -113,8 +113,10 @@ class RunDirectory:
                 ) from None
             yield self
 
-    def write_config(self) -> None:
+    def begin(self, facts: dict[str, Any]) -> None:
+        """Keep the resolved configuration, and what this invocation runs on, for ``metrics.json`` and the report."""
         write_atomic(self.path / "config.yaml", self.config.dump())
+        write_atomic(self.path / "environment.json", json.dumps(facts, indent=1))
 
     def earlier(self, stage: str, key: str) -> dict[str, Any] | None:
         """What ``stage`` left under the same key, or None when it must run."""
@@ -144,6 +146,7 @@ class RunDirectory:
             "models": self.result("train").get("models", {}),
             "decisions": self.result("decide").get("clients", {}),
             "rules": ingest.get("rules", []),
+            "run": read_json(self.path / "environment.json"),
         }
 
     def _file(self, stage: str) -> Path:

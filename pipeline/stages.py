@@ -10,9 +10,12 @@ import contextlib
 import dataclasses
 import datetime as dt
 import functools
+import os
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,7 +141,7 @@ def run(config: Config, until: str = "report") -> None:
         say(f"backend   {backend}")
         with connect(config, log_bytes=_log_bytes(config), on_gpu=backend.on_gpu) as cluster:
             say(f"cluster   {cluster}")
-            directory.write_config()
+            directory.begin(_environment(backend, cluster))
             context = Context(config, backend, cluster, directory)
             for name in wanted:
                 _run_stage(context, name)
@@ -150,6 +153,21 @@ def run(config: Config, until: str = "report") -> None:
     ):
         if (directory.path / path).exists():
             say(f"  {directory.path / path!s:<28} {what}")
+
+
+def _environment(backend: Backend, cluster: Cluster) -> dict[str, Any]:
+    """What this run computes with, for the user to read."""
+    versions = {}
+    for name in ("dask", "pandas", "pyarrow", "deltalake", "numba", "keras", "tensorflow", "tensorflow-cpu", "cudf-cu12"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return {
+        "eventgrain": __version__,
+        "backend": str(backend),
+        "cluster": str(cluster),
+        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}",
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+    }
 
 
 def _run_stage(context: Context, name: str) -> None:
