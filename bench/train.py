@@ -74,13 +74,12 @@ class Clock:
 def ours(x: np.ndarray, y: np.ndarray, options: argparse.Namespace) -> tuple[Clock, float]:
     from pipeline.backend import PANDAS
     from pipeline.config import Model
-    from pipeline.learning import models, train
+    from pipeline.learning import models, tensors, train
     from pipeline.learning.rows import Rows
-    from pipeline.learning.tensors import aligned
 
     heads = tuple(models.Head(f"head{h}") for h in range(HEADS))
     settings = Model(hidden=options.hidden, batch_size=options.batch, epochs=options.epochs + 1, learning_rate=1e-3)
-    rows = Rows(aligned(x), y, np.ones_like(y), np.ones(len(x), dtype=np.float32))
+    rows = Rows(tensors.aligned(x), y, np.ones_like(y), np.ones(len(x), dtype=np.float32))
     labels = [train.describe(rows, h, head, 1) for h, head in enumerate(heads)]
     # The network's own normalisation is left at identity: x is standardised already.
     network = models.build(models.Architecture(x.shape[1], heads, tuple(options.hidden)), settings.seed)
@@ -89,7 +88,7 @@ def ours(x: np.ndarray, y: np.ndarray, options: argparse.Namespace) -> tuple[Clo
     trainer = train.Trainer(train.TrainedModel(network, labels), rows, few, settings)
     clock = Clock()
     for epoch in range(options.epochs + 1):
-        order = train.permutation(trainer.n, settings.seed, epoch, trainer.on_gpu)
+        order = tensors.permutation(trainer.n, settings.seed, epoch, trainer.on_gpu)
         trainer.epoch(trainer.z, trainer.packed, order).numpy()
         clock.lap()
     return clock, _loss(network.body, x, y)
