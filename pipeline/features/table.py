@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from pipeline.backend import Array, Backend, Frame, backend_of
@@ -100,12 +101,14 @@ def feature_tables(
 
     columns = [c for c in request.columns() if c in store.columns]
     plan = store.plan(client, until=request.as_of, columns=columns, partitions=partitions)
-    task = dask.delayed(_table_of_range, pure=False)
-    return [task(store, plan, i, spec, request) for i in range(plan.partitions)]
+    # Each task carries its own part of the plan, bound to the function: Dask would walk through every argument.
+    parts = [replace(plan, bounds=plan.bounds[i : i + 2], parts=(part,)) for i, part in enumerate(plan.parts)]
+    tasks = [partial(_table_of_range, store, part, spec, request) for part in parts]
+    return [dask.delayed(task, pure=False, traverse=False)() for task in tasks]
 
 
-def _table_of_range(store: Any, plan: Any, i: int, spec: FeatureSpec, request: SampleRequest) -> FeatureTable:
-    return feature_table(store.read_range(plan, i), spec, request)
+def _table_of_range(store: Any, plan: Any, spec: FeatureSpec, request: SampleRequest) -> FeatureTable:
+    return feature_table(store.read_range(plan, 0), spec, request)
 
 
 def concat(tables: Sequence[FeatureTable]) -> FeatureTable:
