@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import __version__
 from pipeline.backend import Backend, choose
 from pipeline.config import Columns, Config, Source
-from pipeline.errors import ConfigError, EventgrainError
+from pipeline.errors import ConfigError, EventgrainError, TooLittleError
 from pipeline.progress import Progress
 from pipeline.rundir import STAGES, PeakMemory, RunDirectory, code_version, fingerprint
 
@@ -158,7 +158,17 @@ def run(config: Config, until: str = "report") -> None:
 def _environment(backend: Backend, cluster: Cluster) -> dict[str, Any]:
     """What this run computes with, for the user to read."""
     versions = {}
-    for name in ("dask", "pandas", "pyarrow", "deltalake", "numba", "keras", "tensorflow", "tensorflow-cpu", "cudf-cu12"):
+    for name in (
+        "dask",
+        "pandas",
+        "pyarrow",
+        "deltalake",
+        "numba",
+        "keras",
+        "tensorflow",
+        "tensorflow-cpu",
+        "cudf-cu12",
+    ):
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     return {
@@ -252,15 +262,33 @@ def _train(context: Context) -> Outcome:
     from pipeline.learning.client import train_client
 
     models: dict[str, Any] = {}
+    untrained: dict[str, EventgrainError] = {}
     rows = 0
     for client in context.store.clients():
-        trained = train_client(
-            context.store, client, context.config, context.backend, context.as_of(client), context.run.path / "models"
-        )
+        try:
+            trained = train_client(
+                context.store,
+                client,
+                context.config,
+                context.backend,
+                context.as_of(client),
+                context.run.path / "models",
+            )
+        except (TooLittleError, ConfigError) as error:
+            # One client's log may be too short or lack a kind; what is wrong for all of them is said below.
+            untrained[client] = error
+            say(f"          {client}: no model: {error}")
+            continue
         models[client] = trained.metrics
         rows += trained.rows
         say(f"          {client}: {trained.line}")
-    return Outcome(f"{_clients(len(models))}, {rows:,} decision points", rows, {"models": models})
+    if untrained and not models:
+        raise next(iter(untrained.values()))
+    line = f"{_clients(len(models))}, {rows:,} decision points"
+    if untrained:
+        line += f"; no model for {_clients(len(untrained))}"
+    reasons = {client: str(error) for client, error in untrained.items()}
+    return Outcome(line, rows, {"models": models, "untrained": reasons})
 
 
 def _decide(context: Context) -> Outcome:

@@ -41,6 +41,9 @@ class Feature:
     dtype: str = "float32"
 
 
+_HISTORY = Feature("history", "history", "the subscriber's events before at, of any kind", "events")
+
+
 @dataclass(frozen=True)
 class FeatureSpec:
     """The columns of X, in order, and what their computation refers to.
@@ -83,6 +86,11 @@ class FeatureSpec:
         """Counts of each kind in each window and nothing else; column ``window * len(kinds) + kind``."""
         kinds, windows = tuple(kinds), tuple(windows)
         return cls(tuple(_counts(kinds, windows)), kinds, windows, exposure, cap=max(windows))
+
+    @classmethod
+    def history(cls) -> FeatureSpec:
+        """How many events a subscriber has, and nothing else: what can be said without a model."""
+        return cls((_HISTORY,), (), (), None)
 
     @classmethod
     def from_config(cls, config: Config, kinds_present: Iterable[str]) -> FeatureSpec:
@@ -131,7 +139,7 @@ class FeatureSpec:
                 features.append(Feature("ignored_streak", "streak", definition, "events"))
         features += [
             Feature("tenure", "tenure", "days from the subscriber's first event to at, at least 0", "days"),
-            Feature("history", "history", "the subscriber's events before at, of any kind", "events"),
+            _HISTORY,
         ]
         for op, what, full in (("hour", "hour of the day", 24), ("weekday", "day of the week, Monday 0", 7)):
             for wave in ("sin", "cos"):

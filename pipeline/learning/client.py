@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.backend import Backend
 from pipeline.config import Config, format_duration
-from pipeline.errors import DataError
+from pipeline.errors import DataError, TooLittleError
 from pipeline.features import table as features
 from pipeline.features.samples import HOLDOUT, TRAIN, VALIDATION, SampleRequest
 from pipeline.features.spec import FeatureSpec
@@ -44,7 +44,8 @@ def train_client(
     Args:
         as_of: where the data end, microseconds UTC. models: the run's directory of models.
     Raises:
-        DataError: nothing to learn from, or more than fits the memory; ModelError: from training or the registry.
+        TooLittleError: nothing to learn from; DataError: more than fits the memory; ModelError: from training or the
+        registry; ConfigError: the log of this client has no events of the kind that decisions are made at.
     """
     from pipeline.learning import models as networks
     from pipeline.learning import registry
@@ -56,7 +57,7 @@ def train_client(
     table = training_table(store, client, config, backend, as_of)
     rows, valid, holdout = (select(table, split) for split in (TRAIN, VALIDATION, HOLDOUT))
     if not len(rows):
-        raise DataError(_too_short(store, client, config, as_of))
+        raise TooLittleError(_too_short(store, client, config, as_of))
     with Progress(f"train {client}", len(rows) * config.model.epochs, "samples") as progress:
         model = train(rows, valid, networks.heads_of(config), config.model, progress)
     p = model.predict(table.X, holdout.index)
@@ -89,7 +90,7 @@ def training_table(
     from one process to another.
 
     Raises:
-        DataError: no decision point is left, or the table would not fit.
+        TooLittleError: no decision point is left; DataError: the table would not fit.
     """
     import dask
     from dask.callbacks import Callback
@@ -109,7 +110,7 @@ def training_table(
             tables = dask.compute(*tasks, scheduler="threads", **threads)
     table = features.concat(tables)
     if not len(table):
-        raise DataError(_too_short(store, client, config, as_of))
+        raise TooLittleError(_too_short(store, client, config, as_of))
     return table
 
 
