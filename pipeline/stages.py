@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
-from pipeline.backend import Backend, choose
+from pipeline.backend import Backend, choose, claim_device
 from pipeline.config import Columns, Config, Source
 from pipeline.errors import ConfigError, EventgrainError, TooLittleError
 from pipeline.progress import Progress
@@ -141,6 +141,8 @@ def run(config: Config, until: str = "report") -> None:
         say(f"backend   {backend}")
         with connect(config, log_bytes=_log_bytes(config), on_gpu=backend.on_gpu) as cluster:
             say(f"cluster   {cluster}")
+            if backend.on_gpu and cluster.kind != "gpu":  # dask-cuda's workers have claimed the devices
+                claim_device()
             directory.begin(_environment(backend, cluster))
             context = Context(config, backend, cluster, directory)
             for name in wanted:
@@ -282,6 +284,8 @@ def _train(context: Context) -> Outcome:
         models[client] = trained.metrics
         rows += trained.rows
         say(f"          {client}: {trained.line}")
+        for lacking in trained.absent:
+            say(f"          {client}: without {lacking}")
     if untrained and not models:
         raise next(iter(untrained.values()))
     line = f"{_clients(len(models))}, {rows:,} decision points"

@@ -43,18 +43,25 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         if client == "huge":
             raise DataError("huge does not fit")
         done.append(client)
-        return types.SimpleNamespace(metrics={"click": {"rows": 5}}, rows=7, line="")
+        return types.SimpleNamespace(
+            metrics={"click": {"rows": 5}}, rows=7, line="", absent=("rates: the log has none",)
+        )
 
     monkeypatch.setattr(learning, "train_client", train_client)
     return done
 
 
-def test_a_client_too_short_to_train_does_not_stop_the_others(tmp_path: Path, trained: list[str]) -> None:
+def test_a_client_too_short_to_train_does_not_stop_the_others(
+    tmp_path: Path, trained: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     here = context(tmp_path, "a", "other", "short", "z")
     outcome = stages._train(here)
     assert trained == ["a", "z"]
     assert outcome.line == "2 clients, 14 decision points; no model for 2 clients"
     assert list(outcome.result["models"]) == ["a", "z"]
+    said = capsys.readouterr().out
+    assert "short: no model: short is too short" in said
+    assert "z: without rates: the log has none" in said
     here.run.record("train", "key", outcome.result, {})
     assert here.run.metrics()["untrained"] == {
         "other": "at.event is 'send', but the log has no such events",

@@ -145,8 +145,11 @@ class FeatureSpec:
             for wave in ("sin", "cos"):
                 definition = f"{wave}(2 pi x / {full}), x the {what}, in the client's time zone, at the decision"
                 features.append(Feature(f"{op}_{wave}", f"{op}_{wave}", definition, "1"))  # type: ignore[arg-type]
-        lacking = dict.fromkeys(k for k in [*KINDS, *outcome_kinds] if k not in present)
-        absent += [f"{kind}: the log has none, so its counts, recency and rates are absent" for kind in lacking]
+        # A log that is not of messages does not lack their kinds.
+        usual = [*KINDS, *outcome_kinds] if present & set(KINDS) else outcome_kinds
+        lacking = dict.fromkeys(k for k in usual if k not in present)
+        if lacking:
+            absent.append(f"counts, recencies and rates of {', '.join(lacking)}: the log has none")
         return cls(tuple(features), kinds, windows, exposure, bounces, responses, cap, tuple(absent))
 
     # -- JSON --------------------------------------------------------------------------------------------------

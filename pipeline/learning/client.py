@@ -28,12 +28,16 @@ GPU_THREADS = 2  # one range is read while another is computed; more only want m
 
 @dataclass(frozen=True)
 class ClientModel:
-    """What training left: the version's name, how many decision points it saw, and metrics by outcome."""
+    """What training left: the version's name, how many decision points it saw, and metrics by outcome.
+
+    ``absent``: the features that the log could not give, for the user to read.
+    """
 
     version: str
     rows: int
     metrics: dict[str, Any]
     line: str
+    absent: tuple[str, ...] = ()
 
 
 def train_client(
@@ -78,7 +82,7 @@ def train_client(
     )
     line = f"{len(table):,} decision points, {len(table.spec)} features, best epoch {model.best_epoch}, "
     line += f"{model.samples_per_second:,.0f} samples/s; " + "; ".join(_headline(n, m) for n, m in metrics.items())
-    return ClientModel(version, len(table), metrics, line)
+    return ClientModel(version, len(table), metrics, line, table.spec.absent)
 
 
 def training_table(
