@@ -167,7 +167,8 @@ class DeviceRows:
         try:
             have = set(_footer(path).schema.names)
             wanted = [c for c in columns if c in have]
-            data = backend.df.read_parquet(path, columns=wanted, row_groups=[groups])
+            # It adds columns of its own from folders like client=acme.
+            data = backend.df.read_parquet(path, columns=wanted, row_groups=[groups])[wanted]
         except (OSError, RuntimeError, pa.ArrowException) as error:
             raise damaged(path, error) from None
         for name in columns:
