@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-WORKLOADS = ("features",)
+WORKLOADS = ("features", "train")  # train has options of its own: bench.run train --help
 PEERS = ("polars", "duckdb")  # a file in bench/peers each
 HERE = Path(__file__).parent
 
@@ -272,6 +272,10 @@ def main(arguments: list[str] | None = None) -> int:
     if "--child" in arguments:
         _measure(_child_parser().parse_args(arguments))
         return 0
+    if arguments[:1] == ["train"]:
+        from bench import train
+
+        return train.main(arguments[1:])
     args = _parser().parse_args(arguments)
     report = features(args)
     print(table(report))
