@@ -242,6 +242,7 @@ class EventStore:
                     int(mine["bytes"].sum()),
                     self.settings.deduplicate,
                     self.schema,
+                    client,
                 )
             )
         return ReadPlan(client, tuple(bounds), tuple(parts))

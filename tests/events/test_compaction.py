@@ -102,6 +102,10 @@ def test_collisions_across_batches_are_refused(
         rows = [dict(r, user=f"u{i}", client="acme") for r in random_rows(5, seed=i)]
         write(tmp_path / f"raw/{i}.parquet", rows)
         ingest(settings, backend, compaction=False)
+    store = EventStore(settings.store_uri, backend)
+    with pytest.raises(DataError, match=r"client 'acme': subscribers 'u[01]' and 'u[01]' have one and the same"):
+        store.read("acme").compute(scheduler="sync")
+    assert len(store.read("acme", columns=["ts"]).compute(scheduler="sync")) == 10
     write(
         tmp_path / "raw/9.parquet",
         [dict(r, time=START + 40 * DAY, user="u1", client="acme") for r in random_rows(2, seed=7)],
