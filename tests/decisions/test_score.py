@@ -105,7 +105,9 @@ def oracle(frame: pd.DataFrame, config: Config, at: int) -> dict[str, dict[str, 
     return found
 
 
-CONFIG = Config.model_validate({"decide": {"explore": 0.0, "cost": 15.0}, "timezone": "Europe/Berlin"})
+CONFIG = Config.model_validate(
+    {"decide": {"explore": 0.0, "cost": 15.0, "reward": {"click": 1.0}}, "timezone": "Europe/Berlin"}
+)
 SPEC = FeatureSpec.from_config(CONFIG, KINDS)
 
 
@@ -269,5 +271,5 @@ def test_a_client_without_a_model_is_unscored(backend: Backend) -> None:
     assert {"suppressed", "too_new", "no_model"} == set(found.reason)
     assert found[["p_unsubscribe", "p_click", "p_open", "rank", "wave"]].isna().all(axis=None)
     told = score.summary(found, CONFIG)
-    assert told["missing"] == ["unsubscribe", "click", "open"]
+    assert told["missing"] == ["unsubscribe", "click"]
     assert told["held"] == 0
