@@ -284,6 +284,7 @@ def _train(context: Context) -> Outcome:
         models[client] = trained.metrics
         rows += trained.rows
         say(f"          {client}: {trained.line}")
+        say(f"          {client}: {trained.split}")
         for lacking in trained.absent:
             say(f"          {client}: without {lacking}")
     if untrained and not models:

@@ -44,7 +44,11 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             raise DataError("huge does not fit")
         done.append(client)
         return types.SimpleNamespace(
-            metrics={"click": {"rows": 5}}, rows=7, line="", absent=("rates: the log has none",)
+            metrics={"click": {"rows": 5}},
+            rows=7,
+            line="",
+            split="train before then",
+            absent=("rates: the log has none",),
         )
 
     monkeypatch.setattr(learning, "train_client", train_client)
@@ -61,6 +65,7 @@ def test_a_client_too_short_to_train_does_not_stop_the_others(
     assert list(outcome.result["models"]) == ["a", "z"]
     said = capsys.readouterr().out
     assert "short: no model: short is too short" in said
+    assert "z: train before then" in said
     assert "z: without rates: the log has none" in said
     here.run.record("train", "key", outcome.result, {})
     assert here.run.metrics()["untrained"] == {

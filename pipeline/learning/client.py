@@ -12,7 +12,7 @@ from pipeline.backend import Backend
 from pipeline.config import Config, format_duration
 from pipeline.errors import DataError, TooLittleError
 from pipeline.features import table as features
-from pipeline.features.samples import HOLDOUT, TRAIN, VALIDATION, SampleRequest
+from pipeline.features.samples import HOLDOUT, TRAIN, VALIDATION, SampleRequest, describe
 from pipeline.features.spec import FeatureSpec
 from pipeline.learning.truth import true_probabilities
 from pipeline.progress import Progress
@@ -30,13 +30,15 @@ GPU_THREADS = 2  # one range is read while another is computed; more only want m
 class ClientModel:
     """What training left: the version's name, how many decision points it saw, and metrics by outcome.
 
-    ``absent``: the features that the log could not give, for the user to read.
+    For the user to read: ``line``, the result; ``split``, where training, validation and hold-out are; ``absent``, the
+    features that the log could not give.
     """
 
     version: str
     rows: int
     metrics: dict[str, Any]
     line: str
+    split: str = ""
     absent: tuple[str, ...] = ()
 
 
@@ -82,7 +84,8 @@ def train_client(
     )
     line = f"{len(table):,} decision points, {len(table.spec)} features, best epoch {model.best_epoch}, "
     line += f"{model.samples_per_second:,.0f} samples/s; " + "; ".join(_headline(n, m) for n, m in metrics.items())
-    return ClientModel(version, len(table), metrics, line, table.spec.absent)
+    split = describe(SampleRequest.from_config(config, client, as_of, "train"))
+    return ClientModel(version, len(table), metrics, line, split, table.spec.absent)
 
 
 def training_table(
