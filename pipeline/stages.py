@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
 from pipeline.backend import Backend, choose
-from pipeline.config import Columns, Config, Source, format_duration
+from pipeline.config import UNITS, Columns, Config, Source, format_duration
 from pipeline.errors import ConfigError, EventgrainError, did_you_mean
 from pipeline.progress import Progress
 from pipeline.rundir import STAGES, PeakMemory, RunDirectory, code_version, fingerprint
@@ -175,11 +175,12 @@ def _check_against_log(context: Context) -> None:
         if client not in clients:
             raise ConfigError(f"clients.{client}: the log has no client {client!r}; {did_you_mean(client, clients)}")
     last = max((store.bounds(client)[1] for client in clients), default=None)
-    if config.as_of is not None and last is not None and context.as_of("") > last + config.lateness:
+    slack = max(config.lateness, UNITS["d"])  # a day of quiet is no gap
+    if config.as_of is not None and last is not None and context.as_of("") > last + slack:
         raise ConfigError(
             f"as_of {config.as_of:%Y-%m-%d %H:%M} UTC is later than the log, which ends at {timestamp(last)[:16]} UTC: "
             f"what did not reach the log would count as not happened. Leave as_of out to decide at the end of its last "
-            f"full day, or add the events up to within {format_duration(config.lateness)} (lateness) of as_of"
+            f"full day, or add the events up to within {format_duration(slack)} of as_of"
         )
 
 
@@ -268,7 +269,7 @@ def _ingest(context: Context) -> Outcome:
     store = context.store
     # Of the whole store, like the events: of earlier days, and of batches whose run was interrupted after its commit.
     found = {rule["name"]: rule for rule in store.rules(context.config.quality.keep_examples)}
-    rules = [found.pop(rule.name, None) or dataclasses.asdict(rule) for rule in report.rules]
+    rules = [found.pop(rule.name, {}) or dataclasses.asdict(rule) for rule in report.rules]
     result = {
         "events": store.totals(),
         "rules": [*rules, *found.values()],
