@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -236,7 +235,7 @@ def run(options: argparse.Namespace, say: Callable[[str], None] = print) -> dict
                 "workload": "train",
                 "engine": engine,
                 "idiom": idiom,
-                "rows": options.rows,
+                "events": options.rows,
                 "seconds": seconds,
                 "median_seconds": statistics.median(seconds),
                 "samples_per_second": options.rows / statistics.median(seconds),
@@ -264,10 +263,7 @@ def _child(engine: str, idiom: str, options: argparse.Namespace) -> dict[str, An
     for name in ("rows", "features", "batch", "epochs"):
         command += [f"--{name}", str(getattr(options, name))]
     command += ["--hidden", *map(str, options.hidden)]
-    environment = dict(os.environ)
-    if engine != "ours":
-        environment.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # TensorFlow's own default
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"bench.train: {engine} ({idiom}) failed:\n{done.stderr[-3000:]}")
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])

@@ -31,7 +31,6 @@ CONDA_NAMES = {
     "cudf-cu12": "cudf",
     "dask-cudf-cu12": "dask-cudf",
     "cupy-cuda12x": "cupy",
-    "matplotlib": "matplotlib-base",
     "tzdata": "python-tzdata",
     "xxhash": "python-xxhash",
 }

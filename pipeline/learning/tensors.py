@@ -7,8 +7,11 @@ reads at import is set in one place. CuPy arrays go through DLPack, and so do Nu
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,15 +19,40 @@ import numpy as np
 from pipeline.backend import Array, Backend, backend_of
 from pipeline.errors import DataError
 
-# Quiet unless the user wants it otherwise. oneDNN announces itself on stderr at every import, and makes results depend
-# on the processor's model; without it the training loop is as fast within a tenth.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No chatter while TensorFlow is imported, unless the user has set its log level.
+
+    oneDNN announces itself on stderr before TensorFlow's log level is heeded, so the descriptor itself is turned away;
+    an import that fails raises all the same.
+    """
+    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+        yield
+        return
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    sys.stderr.flush()
+    kept = os.dup(2)
+    away = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(away, 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(away)
+
+
 os.environ.setdefault("TF_GPU_ALLOCATOR", "cuda_malloc_async")
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
-import tensorflow as tf  # isort: skip
-import keras  # isort: skip
+with _quiet():
+    import tensorflow as tf  # isort: skip
+    import keras  # isort: skip
+
+# Every client's model traces graphs of its own; TensorFlow takes that for a mistake and says so at length.
+tf.get_logger().setLevel("ERROR")
 
 __all__ = ["configure", "keras", "permutation", "shards", "tensor", "tf", "to_array"]
 

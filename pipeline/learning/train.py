@@ -305,7 +305,8 @@ class Trainer:
         model.samples_per_second = self.n // self.batch * self.batch / float(np.median(steady)) if steady else 0.0
 
 
-# A head's loss is divided by its base-rate loss to this power. Measured on the demo log: see tests and README.
+# A head's loss is divided by its base-rate loss to this power, so that a rare head is not drowned by a frequent one. On
+# the demo log 0, 0.5 and 1 give the same hold-out quality within noise.
 BALANCE = 0.5
 
 
