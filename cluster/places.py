@@ -88,10 +88,10 @@ def choose(where: str, log_bytes: int | None = None, on_gpu: bool = False) -> tu
     if where == "auto":
         if log_bytes is None:
             return "threads", "no log to measure yet"
-        size = _gigabytes(log_bytes)
+        size = _size(log_bytes)
         if log_bytes < SMALL:
-            return "threads", f"the log's {size} are below {_gigabytes(SMALL)}"
-        return ("gpu" if on_gpu else "local"), f"the log's {size} are not below {_gigabytes(SMALL)}"
+            return "threads", f"the log's {size} are below {_size(SMALL)}"
+        return ("gpu" if on_gpu else "local"), f"the log's {size} are not below {_size(SMALL)}"
     name, _, count = where.partition(":")
     if name == "slurm" and ((count.isdecimal() and int(count) > 0) or where == "slurm"):
         return "slurm", f"asked for with cluster={where}"
@@ -154,7 +154,7 @@ def _local(why: str) -> Cluster:
     from distributed.system import MEMORY_LIMIT
 
     workers = max(1, min(CPU_COUNT, MEMORY_LIMIT // WORKER_MEMORY))
-    reason = f"{_count(workers, 'process')}, {_gigabytes(MEMORY_LIMIT)} of memory, {why}"
+    reason = f"{_count(workers, 'process')}, {_size(MEMORY_LIMIT)} of memory, {why}"
     options = {"n_workers": workers, "threads_per_worker": CPU_COUNT // workers, **_private()}
     return _start(Cluster("local", reason, workers), lambda: LocalCluster(**options))
 
@@ -404,5 +404,8 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun if number == 1 else plural}"
 
 
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.3g} GB"
+def _size(size: int) -> str:
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= unit:
+            return f"{size / unit:.3g} {name}"
+    return f"{size} bytes"

@@ -45,8 +45,11 @@ KINDS = (
 
 
 def parse_duration(text: object) -> int:
-    """``"7d"`` -> microseconds, int. Raises ValueError for anything that is not a positive number and a unit."""
-    if isinstance(text, int) and not isinstance(text, bool) and text > 0:
+    """``"7d"`` -> microseconds, int. Raises ValueError for anything that is not a positive number and a unit.
+
+    Integers are microseconds already, as code writes them; below a second they are a unit forgotten (``lateness: 7``).
+    """
+    if isinstance(text, int) and not isinstance(text, bool) and text >= SECOND:
         return text
     match = re.fullmatch(r"\s*(\d+)\s*([smhdw])\s*", str(text))
     if not match or int(match[1]) == 0:

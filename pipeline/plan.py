@@ -105,7 +105,8 @@ def _rates(config: Config) -> dict[str, float]:
     for stage, usual in USUAL_RATES.items():
         timing = run.timing(stage)
         rows = timing.get("rows", 0) if stage in ("simulate", "ingest") else kept
-        rates[stage] = rows / timing["seconds"] if rows and timing.get("seconds") else usual
+        seconds = timing.get("seconds", 0) - timing.get("compile_seconds", 0)
+        rates[stage] = rows / seconds if rows and seconds > 0 else usual
     return rates
 
 

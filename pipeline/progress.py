@@ -39,9 +39,12 @@ class Progress:
         self.live = self.stream.isatty()
         self.done = 0
         self.note = ""
-        self.started = time.monotonic()
-        self._drawn = self.started
+        self.restart()
         self._lock = threading.Lock()
+
+    def restart(self) -> None:
+        """Start the clock now: what was done before, compiling say, is no part of the rate."""
+        self.started = self._drawn = time.monotonic()
 
     def __enter__(self) -> Progress:
         return self

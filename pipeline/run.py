@@ -7,10 +7,12 @@ heavy is imported before the options are known to be right, so ``--help`` answer
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
 
 from pipeline import __version__
 from pipeline.errors import ConfigError, EventgrainError, did_you_mean
@@ -43,7 +45,8 @@ examples:
 
 Any option of the configuration can be given as key=value; README lists them all.
 Finished stages are not redone: an interrupted run goes on where it stopped.
-Exit status: 0 done, 2 something you can mend (one message says what), 130 interrupted."""
+Exit status: 0 done, 2 something you can mend (one message says what), 130 interrupted
+(Ctrl-C; a second one does not wait for the work in hand)."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -101,6 +104,40 @@ def _split_words(words: list[str]) -> tuple[str, list[str]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    with _stoppable() as stopped:
+        try:
+            return _main(argv)
+        except (Exception, KeyboardInterrupt):
+            # Libraries may turn the interrupt into an error of their own, an import for one.
+            if not stopped:
+                raise
+            print("\ninterrupted: finished stages are kept; the same command goes on from there", file=sys.stderr)
+            return 128 + stopped[0]
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM as KeyboardInterrupt; yields the signals received. The second one ends the process at once."""
+    received: list[int] = []
+
+    def stop(number: int, _: Any) -> None:
+        if received:
+            os._exit(128 + number)
+        received.append(number)
+        raise KeyboardInterrupt
+
+    try:
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: whoever runs us there decides
+        before = {}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     try:
         options = build_parser().parse_intermixed_args(argv)
         command, overrides = _split_words(options.words)
@@ -108,9 +145,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EventgrainError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
-    except KeyboardInterrupt:
-        print("\ninterrupted: finished stages are kept; the same command goes on from there", file=sys.stderr)
-        return 130
     except BrokenPipeError:
         # The reader of our output went away (`| head`); nothing is left to say, and Python must not say it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -121,7 +155,9 @@ def _dispatch(command: str, overrides: list[str], options: argparse.Namespace) -
     simulated = {k: getattr(options, k) for k in ("events", "out", "clients", "days", "seed", "ids", "workers")}
     given = [f"--{k}" for k, v in simulated.items() if v is not None]
     if command != "simulate" and given:
-        raise ConfigError(f"{', '.join(given)} belong to the command simulate; elsewhere write simulate.events=2e6")
+        raise ConfigError(
+            f"the command simulate alone takes {', '.join(given)}; elsewhere write for example simulate.events=2000000"
+        )
     for key in ("as_of", "backend", "cluster"):
         value = getattr(options, key)
         if value is not None:

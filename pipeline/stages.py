@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
 from pipeline.backend import Backend, choose, claim_device
-from pipeline.config import Columns, Config, Source
-from pipeline.errors import ConfigError, EventgrainError, TooLittleError
+from pipeline.config import UNITS, Columns, Config, Source, format_duration
+from pipeline.errors import ConfigError, EventgrainError, TooLittleError, did_you_mean
 from pipeline.progress import Progress
 from pipeline.rundir import STAGES, PeakMemory, RunDirectory, code_version, fingerprint
 
@@ -77,12 +77,14 @@ class Outcome:
     """What a stage leaves: a line for the user, the rows it went through, and a JSON-ready result.
 
     ``idle``: it found nothing new to do, so what it left before, and how long that took, still holds.
+    ``compile_seconds``: of its time, spent once on compiling kernels that are cached from then on.
     """
 
     line: str
     rows: int
     result: dict[str, Any] = field(default_factory=dict)
     idle: bool = False
+    compile_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -147,14 +149,41 @@ def run(config: Config, until: str = "report") -> None:
             context = Context(config, backend, cluster, directory)
             for name in wanted:
                 _run_stage(context, name)
+                if name == "ingest":
+                    _check_against_log(context)
     say(f"done in {time.perf_counter() - began:.1f} s")
-    for path, what in (
-        ("report.html", "open it in a browser"),
-        ("decisions", "Delta table: who is held, who is sent to, in which order"),
-        ("metrics.json", "everything measured"),
-    ):
-        if (directory.path / path).exists():
-            say(f"  {directory.path / path!s:<28} {what}")
+    left = [
+        ("report", "report.html", "open it in a browser"),
+        ("decide", "decisions", "Delta table: who is held, who is sent to, in which order"),
+        ("train", "models", "a version per client, with its card"),
+        ("rollup", "rollups", "Delta table: counts and rates per campaign, provider and time"),
+        ("ingest", "metrics.json", "everything measured"),
+    ]
+    shown = [(directory.path / path, what) for stage, path, what in left if stage in wanted]
+    width = max(len(str(path)) for path, _ in shown)
+    for path, what in shown:
+        say(f"  {path!s:<{width}}  {what}")
+
+
+def _check_against_log(context: Context) -> None:
+    """What the configuration says of the log, against what is in it.
+
+    Raises:
+        ConfigError: options for a client that the log does not have, or an as_of that the log does not reach.
+    """
+    config, store = context.config, context.store
+    clients = store.clients()
+    for client in config.clients:
+        if client not in clients:
+            raise ConfigError(f"clients.{client}: the log has no client {client!r}; {did_you_mean(client, clients)}")
+    last = max((store.bounds(client)[1] for client in clients), default=None)
+    slack = max(config.lateness, UNITS["d"])  # a day of quiet is no gap
+    if config.as_of is not None and last is not None and context.as_of("") > last + slack:
+        raise ConfigError(
+            f"as_of {config.as_of:%Y-%m-%d %H:%M} UTC is later than the log, which ends at {timestamp(last)[:16]} UTC: "
+            f"what did not reach the log would count as not happened. Leave as_of out to decide at the end of its last "
+            f"full day, or add the events up to within {format_duration(slack)} of as_of"
+        )
 
 
 def _environment(backend: Backend, cluster: Cluster) -> dict[str, Any]:
@@ -196,12 +225,14 @@ def _run_stage(context: Context, name: str) -> None:
     timing = {
         "seconds": round(seconds, 3),
         "rows": outcome.rows,
-        "rows_per_second": round(outcome.rows / max(seconds, 1e-9)),
+        "rows_per_second": round(outcome.rows / max(seconds - outcome.compile_seconds, 1e-9)),
+        "compile_seconds": round(outcome.compile_seconds, 3),
         "peak_rss_bytes": peak.bytes,
     }
     if not (outcome.idle and context.run.timing(name)):
         context.run.record(name, key, {**outcome.result, "line": outcome.line}, timing)
-    say(f"{name:<9} {outcome.line}  [{seconds:.1f} s]")
+    compiling = f", {outcome.compile_seconds:.1f} s of them compiling, once" if outcome.compile_seconds > 1 else ""
+    say(f"{name:<9} {outcome.line}  [{seconds:.1f} s{compiling}]")
 
 
 def _log_bytes(config: Config) -> int | None:
@@ -238,13 +269,17 @@ def _ingest(context: Context) -> Outcome:
         report = ingest(context.config, context.backend, progress)
     context.refresh()
     store = context.store
+    # Of the whole store, like the events: of earlier days, and of batches whose run was interrupted after its commit.
+    found = {rule["name"]: rule for rule in store.rules(context.config.quality.keep_examples)}
+    rules = [found.pop(rule.name, {}) or dataclasses.asdict(rule) for rule in report.rules]
     result = {
         "events": store.totals(),
-        "rules": [dataclasses.asdict(rule) for rule in report.rules],
+        "rules": [*rules, *found.values()],
         "version": store.version(),
         "clients": store.clients(),
     }
-    return Outcome(report.line(), report.rows_in, result, idle=not report.rows_in and not report.compacted)
+    idle = not report.rows_in and not report.compacted
+    return Outcome(report.line(), report.rows_in, result, idle, report.compile_seconds)
 
 
 def _rollup(context: Context) -> Outcome:

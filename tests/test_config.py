@@ -32,6 +32,11 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
         load(None, [f"windows=['{text}']"])
 
 
+def test_a_duration_without_a_unit_is_refused() -> None:
+    with pytest.raises(ConfigError, match="lateness: 7 is not a duration: write a positive number and s, m, h, d or w"):
+        load(None, ["lateness=7"])
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

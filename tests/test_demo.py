@@ -43,7 +43,7 @@ def test_every_stage_leaves_what_it_promises(finished: tuple[Path, str]) -> None
     assert [events["in"]] == next(iter(raw.values()))
     assert set(metrics["stages"]) == {"simulate", "ingest", "rollup", "train", "decide", "report"}
     for stage in metrics["stages"].values():
-        assert set(stage) == {"seconds", "rows", "rows_per_second", "peak_rss_bytes"}
+        assert set(stage) >= {"seconds", "rows", "rows_per_second", "peak_rss_bytes"}
     for client in ("acme", "globex"):
         for outcome in ("unsubscribe", "click", "open"):
             assert metrics["models"][client][outcome]["rows"] > 0
@@ -122,3 +122,24 @@ def test_wrong_input_gets_one_message_and_status_2(
     assert failed.returncode == 2, failed.stdout + failed.stderr
     assert message in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("clients.acne.timezone=Europe/Berlin", "clients.acne: the log has no client 'acne'; did you mean 'acme'?"),
+        ("as_of=2027-05-01", "as_of 2027-05-01 00:00 UTC is later than the log, which ends at 2026-07-29"),
+    ],
+)
+def test_what_does_not_fit_the_log(finished: tuple[Path, str], option: str, message: str) -> None:
+    done = pipeline_run(finished[0], *SMALL, option)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {message}")
+
+
+def test_a_command_points_at_what_it_made(finished: tuple[Path, str]) -> None:
+    folder, said = finished
+    assert f"{folder}/small/report.html" in said
+    ingested = pipeline_run(folder, "ingest", *SMALL).stdout
+    assert f"{folder}/small/metrics.json" in ingested
+    assert "report.html" not in ingested

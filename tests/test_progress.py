@@ -37,3 +37,12 @@ def test_without_a_total(clock: _Clock) -> None:
     clock.now += 2
     progress.advance(1500)
     assert progress.line() == "simulate: 1.5k events, 750 events/s"
+
+
+def test_what_came_before_is_no_part_of_the_rate(clock: _Clock) -> None:
+    progress = Progress("ingest", 4_000, stream=io.StringIO())
+    clock.now += 15
+    progress.restart()
+    clock.now += 2
+    progress.advance(1_000)
+    assert progress.line() == "ingest: 1.0k of 4.0k rows (25%), 500 rows/s, 6s left"

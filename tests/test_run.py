@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+from typing import NoReturn
 
 import pytest
 
+from pipeline import stages
 from pipeline.run import main
 
 
@@ -16,7 +20,7 @@ from pipeline.run import main
         (["--config"], "--config: expected one argument"),
         (["--config", "/nowhere.yaml"], "cannot read the configuration file '/nowhere.yaml'"),
         (["train", "decide"], "'decide' is neither a command"),
-        (["train", "--events", "5"], "--events belong to the command simulate"),
+        (["train", "--events", "5"], "the command simulate alone takes --events"),
         (["simulate"], "simulate needs --out DIR"),
         (["simulate", "--out", "x", "--events", "many"], "'many' is not a number"),
         (["simulate", "--out", "x", "--events", "-5"], "--events"),
@@ -55,3 +59,37 @@ def test_importing_the_package_is_light() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "0"
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_an_interrupt_ends_with_one_message(
+    number: signal.Signals,
+    status: int,
+    wrapped: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def run(*_: object, **__: object) -> None:
+        try:
+            os.kill(os.getpid(), number)
+        except KeyboardInterrupt as interrupt:
+            if wrapped:  # as Python 3.11 does in the middle of some imports
+                raise RuntimeError("Error calling __set_name__") from interrupt
+            raise
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr(stages, "run", run)
+    assert main([]) == status
+    assert signal.getsignal(number) is before
+    error = capsys.readouterr().err
+    assert error == "\ninterrupted: finished stages are kept; the same command goes on from there\n"
+
+
+def test_a_fault_of_the_program_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*_: object, **__: object) -> NoReturn:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(stages, "run", run)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main([])

@@ -94,7 +94,8 @@ def find_files(uri: str) -> tuple[Any, list[Found]]:
     try:
         infos = _matching(fs, path)
     except (OSError, pa.ArrowException) as error:
-        raise SourceError(f"source.path: cannot list {uri!r}: {error}") from None
+        text = str(error).removeprefix("[Errno 2] ")
+        raise SourceError(f"source.path: cannot list {uri!r}: {text}. Give a folder, a glob, or one file") from None
     local = isinstance(fs, pafs.LocalFileSystem)
     prefix = "" if local else uri.partition("://")[0] + "://"
     found = []

@@ -7,6 +7,7 @@ adds them all. For every batch, rows in = kept + duplicates + rejected, or the r
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -66,6 +67,7 @@ class IngestReport:
     rejected_by: dict[str, int] = field(default_factory=dict)
     per_client: dict[str, dict[str, int]] = field(default_factory=dict)
     compacted: dict[str, int] = field(default_factory=dict)  # client -> files replaced
+    compile_seconds: float = 0.0  # of ``seconds``; next to nothing once numba has cached its code
     version: int = -1
     seconds: float = 0.0
 
@@ -74,7 +76,8 @@ class IngestReport:
         text = f"rows in {self.rows_in:,} = kept {self.kept:,} + duplicates {self.duplicates:,}"
         text += f" + rejected {self.rejected:,}"
         if not self.files:
-            text += f" (nothing new: {self.skipped_files:,} files were ingested before)"
+            files = "file was ingested" if self.skipped_files == 1 else "files were ingested"
+            text += f" (nothing new: {self.skipped_files:,} {files} before)"
         return text
 
     def as_dict(self) -> dict[str, Any]:
@@ -144,8 +147,13 @@ def ingest(
         missing = {n: t for n, t in carried.items() if n not in table_schema(table).names}
         if missing:
             add_columns(table, missing)
+        if backend.compiled:
+            from pipeline.events import compiled
+
+            report.compile_seconds = compiled.warm_up()
         if progress is not None and progress.total is None:
             progress.total = sum(u.rows for u in sources.units)
+            progress.restart()
         _Ingest(config, backend, progress, workers, chosen, place, settings, carried, report, results).run(sources)
     if compaction and table is not None:
         from pipeline.events.compaction import compact_closed
@@ -379,6 +387,7 @@ def _manifest(batch: Batch, written: list[Written]) -> dict[str, Any]:
         "files": [w.entry for w in written],
         "counts": counts,
         "rejected_by": batch.rejected_by,
+        "rules": [dataclasses.asdict(result) for result in batch.results.values() if result.count],
         "per_client": batch.per_client,
     }
 

@@ -166,6 +166,19 @@ class EventStore:
         total = {name: sum(c[name] for c in counts) for name in ("rows", "kept", "duplicates", "rejected")}
         return {"in": total.pop("rows"), **total}
 
+    def rules(self, examples: int = 5) -> list[dict[str, Any]]:
+        """What every validation rule found in all batches ever ingested: name, action, count, share and examples."""
+        runs = [m for m in self.manifests().values() if m["kind"] == "ingest"]
+        rows = sum(m["counts"]["rows"] for m in runs)
+        found: dict[str, dict[str, Any]] = {}
+        for manifest in sorted(runs, key=lambda m: str(m["run"])):
+            for rule in manifest.get("rules", ()):
+                one = found.setdefault(rule["name"], {**rule, "count": 0, "examples": []})
+                one["action"] = rule["action"]
+                one["count"] += rule["count"]
+                one["examples"] = [*one["examples"], *rule["examples"]][:examples]
+        return [{**one, "share": one["count"] / rows if rows else 0.0} for one in found.values()]
+
     def kinds(self, client: str) -> dict[str, int]:
         """Rows of each kind, the most frequent first, duplicates across batches included; opens no data file."""
         counts: dict[str, int] = {}

@@ -49,6 +49,7 @@ def listening(process: psutil.Process) -> set[str]:
     [
         ("auto", None, False, "threads", "no log"),
         ("auto", 1_200_000_000, False, "threads", "1.2 GB are below 8 GB"),
+        ("auto", 1_200_000, False, "threads", "1.2 MB are below 8 GB"),
         ("auto", 1_200_000_000, True, "threads", "1.2 GB are below 8 GB"),
         ("auto", 8_000_000_000, False, "local", "8 GB are not below 8 GB"),
         ("auto", 5_000_000_000_000, True, "gpu", "5e+03 GB"),

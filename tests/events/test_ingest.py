@@ -47,6 +47,19 @@ def test_duplicates_across_files_and_days(tmp_path: Path, backend: Backend, inte
             assert everything(settings.store_uri, client, backend, partitions) == expected(every, client)
 
 
+def test_rules_of_every_day_are_kept_with_the_store(tmp_path: Path, backend: Backend) -> None:
+    rows = random_rows(300)
+    settings = config(tmp_path)
+    for day in range(2):
+        other = [dict(r, provider="aol", arrived=r["arrived"] + 2) for r in rows[100 * day : 100 * day + 30]]
+        write(tmp_path / f"raw/day={day}.parquet", rows[100 * day : 100 * day + 100] + other)
+        ingest(settings, backend)
+    found = {rule["name"]: rule for rule in EventStore(settings.store_uri, backend).rules(examples=3)}
+    assert found["conflicting_duplicate"]["count"] == 60
+    assert found["conflicting_duplicate"]["share"] == 60 / 260
+    assert len(found["conflicting_duplicate"]["examples"]) == 3
+
+
 def test_one_batch_counts_duplicates_and_conflicts(tmp_path: Path, backend: Backend) -> None:
     rows = random_rows(300)
     again = [dict(r, arrived=r["arrived"] + 1) for r in rows[:70]]
