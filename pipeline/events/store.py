@@ -92,6 +92,7 @@ class EventStore:
         self.settings: Settings = table_settings(table, self.uri)
         self.schema: pa.Schema = table_schema(table)
         self._groups: dict[str, Groups] = {}
+        self._kinds: dict[str, dict[str, int]] = {}
 
     def __repr__(self) -> str:
         return f"EventStore({self.uri!r}, version={self.version()})"
@@ -174,14 +175,17 @@ class EventStore:
         return [{**one, "share": one["count"] / rows if rows else 0.0} for one in found.values()]
 
     def kinds(self, client: str) -> dict[str, int]:
-        """Events of each kind, the most frequent first; reads the column ``event`` and nothing else."""
+        """Events of each kind, the most frequent first; reads the column ``event`` and nothing else, once."""
+        if client in self._kinds:
+            return dict(self._kinds[client])
         counts: dict[str, int] = {}
         plan = self.plan(client, columns=["event"])
         for i in range(len(plan)):
             found = self.backend.to_pandas(self.read_range(plan, i)["event"].value_counts())
             for kind, count in found.items():
                 counts[str(kind)] = counts.get(str(kind), 0) + int(count)
-        return dict(sorted(((k, n) for k, n in counts.items() if n), key=lambda item: (-item[1], item[0])))
+        self._kinds[client] = dict(sorted(((k, n) for k, n in counts.items() if n), key=lambda i: (-i[1], i[0])))
+        return dict(self._kinds[client])
 
     def bounds(self, client: str) -> tuple[int, int]:
         """The first and last event's time, microseconds UTC."""

@@ -105,7 +105,9 @@ def oracle(frame: pd.DataFrame, config: Config, at: int) -> dict[str, dict[str, 
     return found
 
 
-CONFIG = Config.model_validate({"decide": {"explore": 0.0, "cost": 15.0}, "timezone": "Europe/Berlin"})
+CONFIG = Config.model_validate(
+    {"decide": {"explore": 0.0, "cost": 15.0, "reward": {"click": 1.0}}, "timezone": "Europe/Berlin"}
+)
 SPEC = FeatureSpec.from_config(CONFIG, KINDS)
 
 
