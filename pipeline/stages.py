@@ -349,11 +349,19 @@ def _decide(context: Context) -> Outcome:
 
     clients: dict[str, Any] = {}
     for client in context.store.clients():
-        clients[client] = decide_client(
-            context.store, client, context.config, context.backend, context.as_of(client), context.run.path
-        )
+        with Progress(f"decide {client}", unit="subscribers") as progress:
+            clients[client] = decide_client(
+                context.store,
+                client,
+                context.config,
+                context.backend,
+                context.as_of(client),
+                context.run.path,
+                progress,
+            )
         actions = clients[client]["actions"]
-        say(f"          {client}: " + ", ".join(f"{name} {count:,}" for name, count in sorted(actions.items())))
+        counts = ", ".join(f"{name} {count:,}" for name, count in sorted(actions.items()))
+        say(f"          {client}: {counts or 'nobody to decide on'}")
     rows = sum(sum(c["actions"].values()) for c in clients.values())
     return Outcome(f"{rows:,} subscribers of {_clients(len(clients))}", rows, {"clients": clients})
 
