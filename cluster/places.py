@@ -41,11 +41,6 @@ WORKER_MEMORY = 2_000_000_000  # bytes that a worker process needs to be of use
 TIMEOUT = 5.0  # seconds to wait for a scheduler that should be there
 SCHEMES = ("tcp://", "tls://", "ucx://", "ucxx://")
 
-# What GPU workers do with device memory (fractions of the device), DESIGN's "GPU memory". The rest is TensorFlow's and
-# the CUDA context's. The release threshold gives memory back to TensorFlow; RMM's default never does.
-RMM_MAXIMUM = 0.7
-RMM_RELEASE = 0.3
-
 
 @dataclass
 class Cluster:
@@ -166,6 +161,8 @@ def _local(why: str) -> Cluster:
 
 def gpu_worker_options() -> dict[str, Any]:
     """What every GPU worker is started with, as keywords of dask-cuda's ``LocalCUDACluster``."""
+    from pipeline.backend import RMM_MAXIMUM, RMM_RELEASE
+
     return {
         "threads_per_worker": 1,
         "rmm_async": True,

@@ -189,6 +189,12 @@ class Backend:
 
 PANDAS = Backend("pandas", "asked for")
 
+# How much of a device cuDF and CuPy may hold in one process, as fractions of it: DESIGN's "GPU memory". The rest is
+# TensorFlow's and the CUDA context's. What lies unused above the release threshold goes back to the device, where
+# TensorFlow finds it; by RMM's own default it never does.
+RMM_MAXIMUM = 0.7
+RMM_RELEASE = 0.3
+
 
 @functools.cache
 def _cupy() -> Any:
@@ -245,3 +251,19 @@ def backend_of(data: Any) -> Backend:
     """The backend that a frame, series or array belongs to."""
     module = type(data).__module__.partition(".")[0]
     return Backend("cudf" if module in ("cudf", "cupy") else "pandas", "follows the data")
+
+
+@functools.cache
+def claim_device() -> None:
+    """Let RMM's asynchronous resource serve cuDF and CuPy in this process, with a maximum and a release threshold.
+
+    Makes a CUDA context, so call it after the cluster has started; dask-cuda does the same in its own workers.
+    """
+    import rmm
+    from rmm.allocators.cupy import rmm_cupy_allocator
+
+    total = int(_cupy().cuda.runtime.memGetInfo()[1])
+    release, maximum = (int(total * share) // 256 * 256 for share in (RMM_RELEASE, RMM_MAXIMUM))
+    pool = rmm.mr.CudaAsyncMemoryResource(release_threshold=release)
+    rmm.mr.set_current_device_resource(rmm.mr.LimitingResourceAdaptor(pool, allocation_limit=maximum))
+    _cupy().cuda.set_allocator(rmm_cupy_allocator)

@@ -27,6 +27,10 @@ class DataError(EventgrainError):
     """Look at the data: a validation rule failed, or there is too little of it."""
 
 
+class TooLittleError(DataError):
+    """One client has too little history to learn from; others may have enough. Wait for more, or ask for less."""
+
+
 class StoreError(EventgrainError):
     """The store is damaged, of another format, or cannot be read or written."""
 

@@ -151,11 +151,12 @@ class RunDirectory:
     def metrics(self) -> dict[str, Any]:
         """Everything measured in this run, in the shape that ``metrics.json`` promises."""
         stages = sorted((p.stem for p in (self.path / "stages").glob("*.json")), key=_order)
-        ingest = self.result("ingest")
+        ingest, train = self.result("ingest"), self.result("train")
         return {
             "events": ingest.get("events", {}),
             "stages": {stage: self.timing(stage) for stage in stages},
-            "models": self.result("train").get("models", {}),
+            "models": train.get("models", {}),
+            "untrained": train.get("untrained", {}),
             "decisions": self.result("decide").get("clients", {}),
             "rules": ingest.get("rules", []),
             "run": read_json(self.path / "environment.json"),

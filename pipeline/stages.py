@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
-from pipeline.backend import Backend, choose
+from pipeline.backend import Backend, choose, claim_device
 from pipeline.config import UNITS, Columns, Config, Source, format_duration
-from pipeline.errors import ConfigError, EventgrainError, did_you_mean
+from pipeline.errors import ConfigError, EventgrainError, TooLittleError, did_you_mean
 from pipeline.progress import Progress
 from pipeline.rundir import STAGES, PeakMemory, RunDirectory, code_version, fingerprint
 
@@ -147,6 +147,8 @@ def run(config: Config, until: str = "report") -> None:
         say(f"backend   {backend}")
         with connect(config, log_bytes=_log_bytes(config), on_gpu=backend.on_gpu) as cluster:
             say(f"cluster   {cluster}")
+            if backend.on_gpu and cluster.kind != "gpu":  # dask-cuda's workers have claimed the devices
+                claim_device()
             directory.begin(_environment(backend, cluster))
             context = Context(config, backend, cluster, directory)
             for name in wanted:
@@ -313,16 +315,37 @@ def _train(context: Context) -> Outcome:
     from pipeline.learning.client import train_client
 
     models: dict[str, Any] = {}
+    untrained: dict[str, EventgrainError] = {}
     rows = 0
     _check_kinds(context)
     for client in context.store.clients():
-        trained = train_client(
-            context.store, client, context.config, context.backend, context.as_of(client), context.run.path / "models"
-        )
+        try:
+            trained = train_client(
+                context.store,
+                client,
+                context.config,
+                context.backend,
+                context.as_of(client),
+                context.run.path / "models",
+            )
+        except (TooLittleError, ConfigError) as error:
+            # One client's log may be too short or lack a kind; what is wrong for all of them is said below.
+            untrained[client] = error
+            say(f"          {client}: no model: {error}")
+            continue
         models[client] = trained.metrics
         rows += trained.rows
         say(f"          {client}: {trained.line}")
-    return Outcome(f"{_clients(len(models))}, {rows:,} decision points", rows, {"models": models})
+        say(f"          {client}: {trained.split}")
+        for lacking in trained.absent:
+            say(f"          {client}: without {lacking}")
+    if untrained and not models:
+        raise next(iter(untrained.values()))
+    line = f"{_clients(len(models))}, {rows:,} decision points"
+    if untrained:
+        line += f"; no model for {_clients(len(untrained))}"
+    reasons = {client: str(error) for client, error in untrained.items()}
+    return Outcome(line, rows, {"models": models, "untrained": reasons})
 
 
 def _check_kinds(context: Context) -> None:

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import sys
+import types
+
 import numpy as np
 import pyarrow as pa
 import pytest
 import xxhash
 
+from pipeline import backend as module
 from pipeline.backend import Backend, backend_of, choose, gpu_problem
 from pipeline.errors import DataError, InstallationError
 
@@ -52,6 +56,38 @@ def test_aligned_allocation(backend: Backend) -> None:
 def test_backend_follows_the_data(backend: Backend) -> None:
     assert backend_of(backend.xp.zeros(2)).name == backend.name
     assert backend_of(backend.df.DataFrame({"a": [1]})).name == backend.name
+
+
+def test_device_memory_has_a_maximum_and_a_release_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On stand-ins of RMM and CuPy: what is set, and in which order."""
+    done: list[object] = []
+    mr = types.SimpleNamespace(
+        CudaAsyncMemoryResource=lambda release_threshold: ("pool", release_threshold),
+        LimitingResourceAdaptor=lambda upstream, allocation_limit: ("limit", upstream, allocation_limit),
+        set_current_device_resource=done.append,
+    )
+    runtime = types.SimpleNamespace(memGetInfo=lambda: (1, 1_000_000))
+    cupy = types.SimpleNamespace(cuda=types.SimpleNamespace(runtime=runtime, set_allocator=done.append))
+    monkeypatch.setitem(sys.modules, "rmm", types.SimpleNamespace(mr=mr))
+    monkeypatch.setitem(sys.modules, "rmm.allocators.cupy", types.SimpleNamespace(rmm_cupy_allocator="rmm's"))
+    monkeypatch.setattr(module, "_cupy", lambda: cupy)
+    module.claim_device.__wrapped__()
+    assert done == [("limit", ("pool", 299_776), 699_904), "rmm's"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(gpu_problem() is not None, reason=f"no GPU: {gpu_problem()}")
+def test_device_memory_is_rmm_s() -> None:
+    import cupy
+    import rmm
+
+    module.claim_device()
+    resource = rmm.mr.get_current_device_resource()
+    before = resource.get_allocated_bytes()
+    held = cupy.zeros(1 << 20, dtype=np.uint8)
+    assert resource.get_allocated_bytes() - before >= held.nbytes
+    with pytest.raises(MemoryError):
+        cupy.empty(resource.get_allocation_limit() + 1, dtype=np.uint8)
 
 
 @pytest.mark.skipif(gpu_problem() is None, reason="there is a GPU here")

@@ -11,7 +11,7 @@ import pandas as pd
 from pipeline.backend import PANDAS, Frame, backend_of
 from pipeline.config import SECOND, UNITS
 from pipeline.errors import ConfigError, SourceError, did_you_mean
-from pipeline.features.windows import local_time
+from pipeline.features.calendar import local_time
 
 HOUR = UNITS["h"]
 

@@ -57,7 +57,14 @@ class Scored:
 
 
 def decide(
-    client: str, scored: Scored, heads: list[str], unlearned: set[str], settings: Decide, as_of: int, version: str
+    client: str,
+    scored: Scored,
+    heads: list[str],
+    unlearned: set[str],
+    settings: Decide,
+    as_of: int,
+    version: str,
+    modelled: bool = True,
 ) -> pd.DataFrame:
     """The rows of the decisions table, first those to send in their order, then the others by key.
 
@@ -66,11 +73,12 @@ def decide(
         unlearned: heads that predict only their base rate. As ``hold_when`` such a head holds nobody and its column is
             null; as a reward its base rate counts.
         as_of: microseconds UTC.
+        modelled: False where the client has no model at all: nobody but the suppressed is decided about.
     """
     backend = backend_of(scored.keys)
     rule = Rule.from_config(settings)
     column = {name: scored.p[:, i] for i, name in enumerate(heads)}
-    known = {n: p for n, p in column.items() if not (n == rule.hold_when and n in unlearned)}
+    known = {n: p for n, p in column.items() if modelled and not (n == rule.hold_when and n in unlearned)}
     salts: list[Array | int] = [as_of, scored.at]
     if scored.campaign is not None:
         salts.append(backend.asarray(lists.keys_of(scored.campaign)))
@@ -136,7 +144,8 @@ def score(
     """The decisions of one client: one row per active subscriber, or per planned send.
 
     Args:
-        store: an ``EventStore``. model: a ``TrainedModel`` of the heads of ``config.outcomes``.
+        store: an ``EventStore``. model: a ``TrainedModel`` of the heads of ``config.outcomes``; None where the client
+            has none, then every row but the suppressed is unscored.
         as_of: the end of what may be seen, microseconds UTC.
         backend: of the frames that the store gives; told from them where absent.
         progress: a Progress to advance by the rows of each partition.
@@ -172,17 +181,18 @@ def score(
     parts = []
     for tables in _ahead(prepare, count):
         for table, history in tables:
-            parts.append(_predict(table, history, model))
+            parts.append(_predict(table, history, model, len(config.outcomes)))
             if progress is not None:
                 progress.advance(len(table))
-    heads = [head.name for head in model.heads]
+    heads = list(config.outcomes) if model is None else [head.name for head in model.heads]
     scored = _concat(parts, len(heads), backend)
     if planned is not None:
         scored = _join(planned, scored, len(heads))
     if listed is not None and len(listed):
         here = backend_of(scored.keys)
         scored.suppressed = scored.suppressed | here.xp.isin(scored.keys, here.asarray(listed))
-    return decide(client, scored, heads, set(model.notes), settings, as_of, model_version)
+    unlearned = set() if model is None else set(model.notes)
+    return decide(client, scored, heads, unlearned, settings, as_of, model_version, model is not None)
 
 
 def _features(events: Frame, spec: FeatureSpec, request: SampleRequest) -> tuple[Any, Array]:
@@ -197,15 +207,16 @@ def _features(events: Frame, spec: FeatureSpec, request: SampleRequest) -> tuple
     return table, (right - left).astype(backend.xp.int64)
 
 
-def _predict(table: Any, history: Array, model: Any) -> Scored:
+def _predict(table: Any, history: Array, model: Any, outcomes: int) -> Scored:
     backend = backend_of(table.X)
     xp = backend.xp
     keys = table.keys
     n = len(table)
+    none = xp.full((n, outcomes), xp.nan, dtype=xp.float32)
     return Scored(
         backend.column(keys["subscriber_key"]),
         backend.column(keys["at"].astype("datetime64[us]")),
-        model.predict(table.X) if n else xp.zeros((0, len(model.heads)), dtype=xp.float32),
+        model.predict(table.X) if n and model is not None else none,
         history,
         backend.column(keys["suppressed"]).astype(bool) if "suppressed" in keys.columns else xp.zeros(n, dtype=bool),
         backend.to_pandas(keys["subscriber"]).astype(object).to_numpy(),
@@ -318,7 +329,7 @@ def summary(frame: pd.DataFrame, config: Config, model: Any = None) -> dict[str,
     sums = [n for n, o in config.outcomes.items() if o.sum]
     found = {
         "unit": "planned sends" if config.decide.plan else "subscribers",
-        "missing": [n for n in rule.heads if n in model.notes] if model is not None else [],
+        "missing": [n for n in rule.heads if model is None or n in model.notes],
         **expected_effect(frame, rule, sums=sums),
     }
     if len(frame):
@@ -335,13 +346,18 @@ def decide_client(
     Args:
         as_of: microseconds UTC.
     Returns:
-        the client's entry in metrics.json: that of :func:`summary`, and ``backtest``.
+        the client's entry in metrics.json: that of :func:`summary`, and ``backtest``. A client without a model has
+        rows too: its subscribers are unscored, for want of one.
     Raises:
-        ModelError: the client has no model, or it is damaged; and what :func:`score` raises.
+        ModelError: the model is damaged; and what :func:`score` raises.
     """
     from pipeline.learning import registry
 
     version = registry.current(run_dir / "models", client)
+    if version is None:
+        frame = score(store, client, None, FeatureSpec.history(), config, as_of, backend, progress=progress)
+        write(frame, run_dir / "decisions", client, as_of)
+        return summary(frame, config) | {"backtest": None}
     model, spec, card = registry.load_current(run_dir / "models", client)
     frame = score(store, client, model, spec, config, as_of, backend, model_version=version or "", progress=progress)
     write(frame, run_dir / "decisions", client, as_of)

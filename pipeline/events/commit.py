@@ -70,7 +70,8 @@ def table_settings(table: Any, uri: str) -> Settings:
         raise StoreError(f"{uri!r} is a Delta table, but not a store of eventgrain; choose another place") from None
     if settings.format != FORMAT_VERSION:
         raise StoreError(
-            f"the store {uri!r} has format {settings.format}; this version of eventgrain reads {FORMAT_VERSION}"
+            f"the store {uri!r} has format {settings.format}; this version of eventgrain reads {FORMAT_VERSION}. "
+            "Ingest its sources into a new store, or delete this one and run again"
         )
     return settings
 
@@ -99,7 +100,9 @@ def create_table(place: Place, settings: Settings, carried: Mapping[str, pa.Data
             description=json.dumps({"eventgrain": asdict(settings)}),
         )
     except (DeltaError, OSError) as error:
-        raise explain(error, "make a store at", place.uri) from None
+        table = open_table(place.target)  # two at once: the later one may be told that the protocol changed
+        if table is None:
+            raise explain(error, "make a store at", place.uri) from None
     _sync_log(place)
     return table
 

@@ -59,7 +59,7 @@ def filesystem(uri: str) -> tuple[Any, str]:
         if scheme in ("hdfs", "viewfs", "abfs", "abfss"):
             fs, path = pafs.FileSystem.from_uri(uri)
             return fs, path
-        import fsspec  # type: ignore[import-untyped]
+        import fsspec
 
         return pafs.PyFileSystem(pafs.FSSpecHandler(fsspec.filesystem(scheme))), rest
     except (ImportError, ValueError, OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:

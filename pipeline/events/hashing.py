@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.backend import Array, Backend
+from pipeline.backend import Array, Backend, backend_of
 
 
 def hash_ids(array: Any, backend: Backend) -> Array:
@@ -63,7 +63,7 @@ def mix(x: Array) -> Array:
 
     Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
     """
-    xp = np if isinstance(x, np.ndarray) else __import__("sys").modules[type(x).__module__.partition(".")[0]]
+    xp = backend_of(x).xp
     u = xp.uint64
     x = x + u(0x9E3779B97F4A7C15)
     x = (x ^ (x >> u(30))) * u(0xBF58476D1CE4E5B9)

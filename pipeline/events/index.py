@@ -100,7 +100,8 @@ def load(place: Place, run: str) -> tuple[Groups, dict[str, Any]]:
         raise StoreError(f"the index {path} is missing or damaged ({error}); restore it from a backup") from None
     if manifest.get("format") != FORMAT_VERSION:
         raise StoreError(
-            f"the index {path} has format {manifest.get('format')!r}; this version of eventgrain reads {FORMAT_VERSION}"
+            f"the index {path} has format {manifest.get('format')!r}; this version of eventgrain reads "
+            f"{FORMAT_VERSION}. Ingest the store's sources into a new store, or delete this one and run again"
         )
     column = table.column("path").unify_dictionaries().combine_chunks() if table.num_rows else None
     if column is None:

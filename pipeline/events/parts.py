@@ -12,13 +12,12 @@ import pyarrow.compute as pc
 
 from pipeline.backend import Backend
 from pipeline.config import Quality
-from pipeline.errors import DataError
 from pipeline.events.hashing import text_buffers
 from pipeline.events.prepare import readable
 from pipeline.events.quality import soon_after_send
 from pipeline.events.schema import TIME, numpy_of, plain
 from pipeline.events.sorting import bucket_of, settle, sort_order
-from pipeline.events.tables import ranks
+from pipeline.events.tables import collision, ranks
 from pipeline.events.writing import SortedRows, part_bits
 
 
@@ -65,10 +64,7 @@ def check_keys(ids: Any, rows: np.ndarray, key: np.ndarray, client: str, backend
         at = int(other[0]) if len(other) else -1
     if at >= 0:
         one, two = ids[int(rows[at - 1])].as_py(), ids[int(rows[at])].as_py()
-        raise DataError(
-            f"client {client!r}: subscribers {one!r} and {two!r} have one and the same subscriber_key "
-            "(a collision of 64-bit hashes). Rename one of them in the source"
-        )
+        raise collision(client, one, two)
 
 
 @dataclass

@@ -32,6 +32,9 @@ from pipeline.events.schema import (
 )
 from pipeline.events.sources import Unit, read_unit
 
+# The calendar's years 1 to 9999: what Delta, dates and time zones can say. Beyond them is no time, whatever the rules.
+FIRST_TIME, LAST_TIME = -62_135_596_800_000_000, 253_402_300_799_999_999
+
 
 @dataclass
 class Prepared:
@@ -88,14 +91,14 @@ def prepare(
     event = canonical_kinds(to_category(column("event"), mapped["event"], where), source.kinds)
     times = column("ts")
     ts, ts_bad = to_micros(times, source.time_unit, mapped["ts"], where)
+    ts_bad |= (ts < FIRST_TIME) | (ts > LAST_TIME)
     ingested = np.full(n, arrival, dtype=np.int64)
-    dated = False
+    dated = np.zeros(n, dtype=bool)
     if "ingested_at" in mapped:
         arrived = column("ingested_at")
         given, unreadable = to_micros(arrived, source.time_unit, mapped["ingested_at"], where)
-        known = ~(nulls(arrived) | unreadable)
-        ingested = np.where(known, given, ingested)
-        dated = bool(known.all())
+        dated = ~(nulls(arrived) | unreadable)
+        ingested = np.where(dated, given, ingested)
     for name in ("campaign", "provider"):
         has = name in mapped
         out[name] = to_category(column(name) if has else pa.nulls(n, pa.string()), mapped.get(name, ""), where)
@@ -105,7 +108,9 @@ def prepare(
         out["value"], value_bad = to_micro_units(column("value"), source.value_unit, mapped["value"], where)
     event_id, event_id_null = _event_ids(raw, column, mapped, settings, where, backend)
 
-    rows = Checked(out["client"], subscriber, event, ts, nulls(times), ts_bad, ingested, value_bad, event_id_null)
+    rows = Checked(
+        out["client"], subscriber, event, ts, nulls(times), ts_bad, ingested, dated, value_bad, event_id_null
+    )
     earliest = microseconds(config.quality.earliest) or 0
     verdict = check(rows, config.quality, chosen, source.known, earliest)
     accepted = verdict.rejected_by < 0
@@ -119,7 +124,7 @@ def prepare(
     for name, kind in carried.items():
         out[name] = _carry(column(name), kind, name, where)
     table = pa.table(out)
-    prepared = Prepared(table, n, None, dated)
+    prepared = Prepared(table, n, None, bool(dated.all()))
     offset = sum(file.group_rows[: unit.first])
     for name, hits in verdict.hits.items():
         result = RuleResult(name, chosen[name])

@@ -38,7 +38,7 @@ RULES: dict[str, Rule] = {
         Rule("unusable_client", "reject", _KEY, f"the client holds a NUL, or over {MAX_CLIENT} bytes percent-encoded"),
         Rule("null_subscriber", "reject", _KEY, "the subscriber is null or empty"),
         Rule("null_ts", "reject", _KEY, "the time is null"),
-        Rule("invalid_ts", "reject", _KEY, "the time cannot be read"),
+        Rule("invalid_ts", "reject", _KEY, "the time cannot be read, or is outside the years 1 to 9999"),
         Rule("null_event", "reject", _KEY, "the event kind is null or empty"),
         Rule(
             "impossible_time", "reject", _ROW, "before quality.earliest, or more than quality.future after its arrival"
@@ -46,7 +46,7 @@ RULES: dict[str, Rule] = {
         Rule("unknown_kind", "reject", _ROW, "a kind that source.known does not list"),
         Rule("invalid_value", "reject", _KEY, "the value is not finite, or too great for int64 micro-units"),
         Rule("null_event_id", "warn", _ROW, "the event id is null; a hash of the whole row stands in"),
-        Rule("late_arrival", "warn", _ROW, "arrived more than quality.late after it happened"),
+        Rule("late_arrival", "warn", _ROW, "the log says that it arrived more than quality.late after it happened"),
         Rule("scanner_click", "flag", ("flag", "warn", "off"), "a click within quality.scanner_within of its send"),
         Rule("machine_open", "flag", ("flag", "warn", "off"), "an open within quality.scanner_within of its send"),
         Rule("conflicting_duplicate", "warn", ("warn", "fail"), "the id of an earlier row with other content; dropped"),
@@ -90,7 +90,8 @@ def actions(quality: Quality) -> dict[str, str]:
 class Checked:
     """One file's mapped rows as the rules see them; every array has n rows.
 
-    ``client``, ``event``: Arrow dictionary arrays; ``subscriber``: int64 or text; ``ts``, ``ingested_at``: int64 us.
+    ``client``, ``event``: Arrow dictionary arrays; ``subscriber``: int64 or text; ``ts``, ``ingested_at``: int64 us;
+    ``dated``: bool[n], whether the row itself says when it arrived.
     """
 
     client: Any
@@ -100,6 +101,7 @@ class Checked:
     ts_null: np.ndarray
     ts_bad: np.ndarray
     ingested_at: np.ndarray
+    dated: np.ndarray
     value_bad: np.ndarray | None
     event_id_null: np.ndarray | None
 
@@ -164,8 +166,8 @@ def check(
         found["unknown_kind"] = _where_category(rows.event, lambda v: v != "" and v not in accepted)
     found["invalid_value"] = rows.value_bad
     found["null_event_id"] = rows.event_id_null
-    late = (rows.ingested_at - rows.ts > quality.late) & ~unreadable & ~impossible
-    found["late_arrival"] = late
+    late = rows.dated & (rows.ingested_at - rows.ts > quality.late)
+    found["late_arrival"] = late & ~unreadable & ~impossible
 
     rejected_by = np.full(len(rows), -1, dtype=np.int16)
     hits: dict[str, np.ndarray] = {}

@@ -18,7 +18,7 @@ import pyarrow as pa
 from pipeline.backend import Backend, Frame
 from pipeline.events.schema import CANONICAL, CATEGORIES, CATEGORY
 from pipeline.events.sorting import merge_order, settle
-from pipeline.events.tables import DeviceRows, HostRows, rows_of
+from pipeline.events.tables import DeviceRows, HostRows, collision, rows_of
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class PartPlan:
     bytes: int
     deduplicate: bool
     schema: Any = field(repr=False)
+    client: str = ""
 
 
 @dataclass
@@ -163,5 +164,12 @@ def empty_rows(part: PartPlan, columns: list[str], backend: Backend) -> Any:
 
 
 def read_part(part: PartPlan, backend: Backend) -> Frame:
-    """The partition as a canonical frame, eager: the function that the Dask graph calls."""
-    return read_rows(part, backend).rows.frame(list(part.columns))
+    """The partition as a canonical frame, eager: the function that the Dask graph calls.
+
+    Raises:
+        DataError: subscribers of different batches turn out to share a key; looked at where names are read.
+    """
+    rows = read_rows(part, backend).rows
+    if "subscriber" in part.columns and (names := rows.two_names()):
+        raise collision(part.client, *names)
+    return rows.frame(list(part.columns))

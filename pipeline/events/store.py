@@ -92,7 +92,6 @@ class EventStore:
         self.settings: Settings = table_settings(table, self.uri)
         self.schema: pa.Schema = table_schema(table)
         self._groups: dict[str, Groups] = {}
-        self._kinds: dict[str, dict[str, int]] = {}
 
     def __repr__(self) -> str:
         return f"EventStore({self.uri!r}, version={self.version()})"
@@ -120,10 +119,16 @@ class EventStore:
         return manifests(self.place, self._table)
 
     @cached_property
-    def _indexes(self) -> list[Groups]:
+    def _indexes(self) -> list[tuple[Groups, dict[str, Any]]]:
+        """Row groups and manifest of every run that this snapshot has files of."""
         runs = sorted({run_of(f["path"]) for f in self.files})
         with ThreadPoolExecutor(4) as pool:
-            return [groups for groups, _ in pool.map(lambda r: load(self.place, r), runs)]
+            return list(pool.map(lambda r: load(self.place, r), runs))
+
+    def _entries(self, client: str) -> list[dict[str, Any]]:
+        """What the manifests say of each of a client's live files, see :func:`pipeline.events.writing.write_file`."""
+        paths = {self.groups(client).paths[p] for p in set(self.groups(client).path.tolist())}
+        return [e for _, manifest in self._indexes for e in manifest["files"] if e["path"] in paths]
 
     def groups(self, client: str) -> Groups:
         """The row groups of a client's files in this snapshot, as the index has them.
@@ -136,7 +141,7 @@ class EventStore:
             if not paths:
                 near = did_you_mean(client, self.clients())
                 raise DataError(f"the store {self.uri!r} has no client {client!r}; {near}")
-            found = Groups.concat(self._indexes)
+            found = Groups.concat([groups for groups, _ in self._indexes])
             live = np.array([p in paths for p in found.paths], dtype=bool)
             mine = found.select(live[found.path])
             missing = paths.difference(found.paths)
@@ -175,17 +180,12 @@ class EventStore:
         return [{**one, "share": one["count"] / rows if rows else 0.0} for one in found.values()]
 
     def kinds(self, client: str) -> dict[str, int]:
-        """Events of each kind, the most frequent first; reads the column ``event`` and nothing else, once."""
-        if client in self._kinds:
-            return dict(self._kinds[client])
+        """Rows of each kind, the most frequent first, duplicates across batches included; opens no data file."""
         counts: dict[str, int] = {}
-        plan = self.plan(client, columns=["event"])
-        for i in range(len(plan)):
-            found = self.backend.to_pandas(self.read_range(plan, i)["event"].value_counts())
-            for kind, count in found.items():
-                counts[str(kind)] = counts.get(str(kind), 0) + int(count)
-        self._kinds[client] = dict(sorted(((k, n) for k, n in counts.items() if n), key=lambda i: (-i[1], i[0])))
-        return dict(self._kinds[client])
+        for entry in self._entries(client):
+            for kind, count in entry["kinds"].items():
+                counts[kind] = counts.get(kind, 0) + count
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
     def bounds(self, client: str) -> tuple[int, int]:
         """The first and last event's time, microseconds UTC."""
@@ -193,8 +193,13 @@ class EventStore:
         return int(groups["ts_min"].min()), int(groups["ts_max"].max())
 
     def last_full_day(self, client: str, timezone: str = "UTC") -> int:
-        """The end of the last full day: the midnight at or before the last event, microseconds UTC."""
-        last = dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=self.bounds(client)[1])
+        """The end of the last full day: the midnight at or before the last event, microseconds UTC.
+
+        A time ahead of its row's arrival, which clocks that are fast write, counts as that of the arrival: a day is not
+        over before something has arrived after it.
+        """
+        happened = max(e["happened"] for e in self._entries(client))
+        last = dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=happened)
         midnight = last.astimezone(zoneinfo.ZoneInfo(timezone)).replace(hour=0, minute=0, second=0, microsecond=0)
         return microseconds(midnight.astimezone(dt.UTC)) or 0
 
@@ -250,6 +255,7 @@ class EventStore:
                     int(mine["bytes"].sum()),
                     self.settings.deduplicate,
                     self.schema,
+                    client,
                 )
             )
         return ReadPlan(client, tuple(bounds), tuple(parts))

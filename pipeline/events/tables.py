@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.backend import Array, Backend, Frame
-from pipeline.errors import StoreError, first_line
+from pipeline.errors import DataError, StoreError, first_line
 from pipeline.events.files import filesystem, is_remote
 from pipeline.events.schema import CATEGORIES, CATEGORY, nulls, numpy_of, plain
 
@@ -32,6 +32,10 @@ class Rows(Protocol):
     def take(self, rows: Array) -> Rows: ...
     def ranks(self, name: str, rows: Array) -> Array:
         """Integers that order some rows as the column's values do: nulls first, text by its UTF-8 bytes."""
+        ...
+
+    def two_names(self) -> tuple[str, str] | None:
+        """Two subscribers with one key, None where there are none. The rows are sorted by key and have the names."""
         ...
 
     def frame(self, columns: list[str]) -> Frame:
@@ -68,6 +72,13 @@ def _open(path: str, metadata: Any, categories: list[str]) -> tuple[Any, Any]:
         pre_buffer=is_remote(path),
     )
     return source, file
+
+
+def collision(client: str, one: str, two: str) -> DataError:
+    return DataError(
+        f"client {client!r}: subscribers {one!r} and {two!r} have one and the same subscriber_key "
+        "(a collision of 64-bit hashes). Rename one of them in the source"
+    )
 
 
 class HostRows:
@@ -127,6 +138,18 @@ class HostRows:
     def ranks(self, name: str, rows: np.ndarray) -> np.ndarray:
         return ranks(one_array(self.table.column(name)), rows)
 
+    def two_names(self) -> tuple[str, str] | None:
+        key, names = self.integers("subscriber_key"), one_array(self.table.column("subscriber"))
+        if not pa.types.is_dictionary(names.type):
+            names = names.dictionary_encode()
+        codes = numpy_of(names.indices)
+        other = np.flatnonzero((key[1:] == key[:-1]) & (codes[1:] != codes[:-1]))
+        for i in other.tolist():  # one text may have two codes
+            one, two = names[i].as_py(), names[i + 1].as_py()
+            if one != two:
+                return one, two
+        return None
+
     def frame(self, columns: list[str]) -> Frame:
         import pandas as pd
 
@@ -166,7 +189,8 @@ class DeviceRows:
         try:
             have = set(_footer(path).schema.names)
             wanted = [c for c in columns if c in have]
-            data = backend.df.read_parquet(path, columns=wanted, row_groups=[groups])
+            # It adds columns of its own from folders like client=acme.
+            data = backend.df.read_parquet(path, columns=wanted, row_groups=[groups])[wanted]
         except (OSError, RuntimeError, pa.ArrowException) as error:
             raise damaged(path, error) from None
         for name in columns:
@@ -201,6 +225,13 @@ class DeviceRows:
     def ranks(self, name: str, rows: Array) -> Array:
         ranked = self.data[name].iloc[rows].rank(method="dense", na_option="top")
         return self.backend.column(ranked.astype("int64"))
+
+    def two_names(self) -> tuple[str, str] | None:
+        key, names = self.integers("subscriber_key"), self.data["subscriber"]
+        before, after = (names.iloc[rows].reset_index(drop=True) for rows in (slice(None, -1), slice(1, None)))
+        differs = self.backend.column(before != after)
+        other = self.backend.xp.flatnonzero((key[1:] == key[:-1]) & differs)
+        return (before.iloc[int(other[0])], after.iloc[int(other[0])]) if len(other) else None
 
     def frame(self, columns: list[str]) -> Frame:
         data = self.data[["subscriber_key", *columns]].set_index("subscriber_key")

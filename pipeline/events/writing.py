@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from pipeline.events.files import Place
 from pipeline.events.index import Groups
-from pipeline.events.schema import CATEGORY, client_folder
+from pipeline.events.schema import CATEGORY, client_folder, numpy_of
 from pipeline.events.sorting import key_bounds
 
 GROUP_ROWS = 10_000
@@ -106,7 +106,8 @@ def write_file(
         schema: of the file; bits: row groups are cut at the bounds of 2**bits equal key ranges;
         name: from the first digits of the file's SHA-256 to its name within the client's folder.
     Returns:
-        the file's entry, with the SHA-256 of the bytes written, and its row groups.
+        the file's entry, with the SHA-256 of the bytes written, its rows of each kind and ``happened`` (the latest time
+        that was not ahead of its row's arrival, microseconds UTC); and its row groups.
     Raises:
         StoreError: it cannot be written.
     """
@@ -159,8 +160,24 @@ def write_file(
         "key_max": int(rows.key[-1]),
         "ts_min": int(rows.ts.min()),
         "ts_max": int(rows.ts.max()),
+        "happened": int(np.minimum(rows.ts, _times(rows.columns["ingested_at"])).max()),
+        "kinds": _counts(rows.columns["event"]),
     }
     return Written(entry, groups)
+
+
+def _times(array: Any) -> np.ndarray:
+    return numpy_of(array.view(pa.int64()))
+
+
+def _counts(category: Any) -> dict[str, int]:
+    """Rows of each value of a dictionary array."""
+    names = category.dictionary.to_pylist()
+    counts: dict[str, int] = {}
+    for name, count in zip(names, np.bincount(numpy_of(category.indices), minlength=len(names)).tolist(), strict=True):
+        if count:
+            counts[name] = counts.get(name, 0) + count
+    return counts
 
 
 def _dictionaries(rows: SortedRows) -> set[str]:

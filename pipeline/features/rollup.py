@@ -21,7 +21,7 @@ import pandas as pd
 
 from pipeline.backend import Array, Backend, Frame, backend_of
 from pipeline.config import UNITS, Config
-from pipeline.features.windows import local_time
+from pipeline.features.calendar import local_time
 
 Every = Literal["hour", "day"]
 COLUMNS = ["ts", "event", "campaign", "provider"]

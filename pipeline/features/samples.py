@@ -280,7 +280,8 @@ def _values(part: Partition) -> Array:
     if part.rows:
         largest = max(abs(int(part.value.max())), abs(int(part.value.min())))
         longest = int((part.starts[1:] - part.starts[:-1]).max())
-        if largest * longest >= _SUM_LIMIT:
+        # Two bounds of what one subscriber's values can add up to; the second is for a long history of small values.
+        if largest * longest >= _SUM_LIMIT and float(xp.abs(part.value.astype(xp.float64)).sum()) >= _SUM_LIMIT:
             raise DataError(
                 f"a sum of values could exceed 62 bits: the largest is {largest} micro-units and a subscriber has "
                 f"{longest} events; check source.value_unit"

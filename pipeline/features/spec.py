@@ -41,6 +41,9 @@ class Feature:
     dtype: str = "float32"
 
 
+_HISTORY = Feature("history", "history", "the subscriber's events before at, of any kind", "events")
+
+
 @dataclass(frozen=True)
 class FeatureSpec:
     """The columns of X, in order, and what their computation refers to.
@@ -83,6 +86,11 @@ class FeatureSpec:
         """Counts of each kind in each window and nothing else; column ``window * len(kinds) + kind``."""
         kinds, windows = tuple(kinds), tuple(windows)
         return cls(tuple(_counts(kinds, windows)), kinds, windows, exposure, cap=max(windows))
+
+    @classmethod
+    def history(cls) -> FeatureSpec:
+        """How many events a subscriber has, and nothing else: what can be said without a model."""
+        return cls((_HISTORY,), (), (), None)
 
     @classmethod
     def from_config(cls, config: Config, kinds_present: Iterable[str]) -> FeatureSpec:
@@ -131,14 +139,17 @@ class FeatureSpec:
                 features.append(Feature("ignored_streak", "streak", definition, "events"))
         features += [
             Feature("tenure", "tenure", "days from the subscriber's first event to at, at least 0", "days"),
-            Feature("history", "history", "the subscriber's events before at, of any kind", "events"),
+            _HISTORY,
         ]
         for op, what, full in (("hour", "hour of the day", 24), ("weekday", "day of the week, Monday 0", 7)):
             for wave in ("sin", "cos"):
                 definition = f"{wave}(2 pi x / {full}), x the {what}, in the client's time zone, at the decision"
                 features.append(Feature(f"{op}_{wave}", f"{op}_{wave}", definition, "1"))  # type: ignore[arg-type]
-        lacking = dict.fromkeys(k for k in [*KINDS, *outcome_kinds] if k not in present)
-        absent += [f"{kind}: the log has none, so its counts, recency and rates are absent" for kind in lacking]
+        # A log that is not of messages does not lack their kinds.
+        usual = [*KINDS, *outcome_kinds] if present & set(KINDS) else outcome_kinds
+        lacking = dict.fromkeys(k for k in usual if k not in present)
+        if lacking:
+            absent.append(f"counts, recencies and rates of {', '.join(lacking)}: the log has none")
         return cls(tuple(features), kinds, windows, exposure, bounces, responses, cap, tuple(absent))
 
     # -- JSON --------------------------------------------------------------------------------------------------

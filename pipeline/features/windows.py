@@ -6,16 +6,13 @@ A point sees ``[at - window, at)`` and nothing at or after ``at``. What each col
 
 from __future__ import annotations
 
-import datetime as dt
-import functools
-import itertools
-import zoneinfo
 from typing import Any
 
 import numpy as np
 
 from pipeline.backend import Array
 from pipeline.errors import DataError
+from pipeline.features.calendar import local_time
 from pipeline.features.partition import Partition
 from pipeline.features.spec import DAY, SMOOTH_HITS, SMOOTH_TRIALS, FeatureSpec
 
@@ -97,15 +94,6 @@ def _derive(xp: Any, spec: FeatureSpec, sources: dict[str, Array], direct: bool,
 # -- the calendar ----------------------------------------------------------------------------------------------
 
 
-def local_time(xp: Any, at: Array, timezone: str) -> Array:
-    """UTC microseconds as microseconds of the zone's wall clock: int64[q]."""
-    if len(at) == 0 or timezone == "UTC":
-        return at
-    since, offsets = _offsets(timezone, int(at.min()) // DAY, int(at.max()) // DAY)
-    index = xp.searchsorted(xp.asarray(since), at, side="right") - 1
-    return at + xp.asarray(offsets)[xp.maximum(index, 0)]
-
-
 def _calendar(xp: Any, local: Array) -> dict[str, Array]:
     hour = local // _HOUR % 24
     weekday = (local // DAY + 3) % 7  # 1970-01-01 was a Thursday
@@ -116,31 +104,3 @@ def _calendar(xp: Any, local: Array) -> dict[str, Array]:
         waves[f"{name}_sin"] = xp.asarray(np.sin(angle).astype(np.float32))[value]
         waves[f"{name}_cos"] = xp.asarray(np.cos(angle).astype(np.float32))[value]
     return waves
-
-
-@functools.lru_cache(maxsize=64)
-def _offsets(timezone: str, first_day: int, last_day: int) -> tuple[np.ndarray, np.ndarray]:
-    """When the zone's offset from UTC changes, and to what: int64 microseconds each, the first entry before all.
-
-    zoneinfo keeps its transitions to itself: probe twice a day, then bisect to the second.
-    """
-    zone = zoneinfo.ZoneInfo(timezone)
-    epoch = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-
-    def offset(second: int) -> int:
-        found = zone.utcoffset((epoch + dt.timedelta(seconds=second)).astimezone(zone))
-        return int(found.total_seconds()) if found else 0
-
-    step = 43_200
-    probes = range(first_day * 86_400, (last_day + 1) * 86_400 + step, step)
-    since, offsets = [-(1 << 62)], [offset(probes[0])]
-    for a, b in itertools.pairwise(probes):
-        if offset(b) == offsets[-1]:
-            continue
-        low, high, before = a, b, offsets[-1]
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if offset(middle) == before else (low, middle)
-        since.append(high * 1_000_000)
-        offsets.append(offset(b))
-    return np.array(since, dtype=np.int64), np.array(offsets, dtype=np.int64) * 1_000_000

@@ -11,9 +11,9 @@ import numpy as np
 
 from pipeline.backend import Backend
 from pipeline.config import Config, format_duration
-from pipeline.errors import DataError
+from pipeline.errors import DataError, TooLittleError
 from pipeline.features import table as features
-from pipeline.features.samples import HOLDOUT, TRAIN, VALIDATION, SampleRequest
+from pipeline.features.samples import HOLDOUT, TRAIN, VALIDATION, SampleRequest, describe
 from pipeline.features.spec import FeatureSpec
 from pipeline.learning.truth import true_probabilities
 from pipeline.progress import Progress
@@ -30,12 +30,18 @@ GPU_THREADS = 2  # one range is read while another is computed; more only want m
 
 @dataclass(frozen=True)
 class ClientModel:
-    """What training left: the version's name, how many decision points it saw, and metrics by outcome."""
+    """What training left: the version's name, how many decision points it saw, and metrics by outcome.
+
+    For the user to read: ``line``, the result; ``split``, where training, validation and hold-out are; ``absent``, the
+    features that the log could not give.
+    """
 
     version: str
     rows: int
     metrics: dict[str, Any]
     line: str
+    split: str = ""
+    absent: tuple[str, ...] = ()
 
 
 def train_client(
@@ -46,7 +52,8 @@ def train_client(
     Args:
         as_of: where the data end, microseconds UTC. models: the run's directory of models.
     Raises:
-        DataError: nothing to learn from, or more than fits the memory; ModelError: from training or the registry.
+        TooLittleError: nothing to learn from; DataError: more than fits the memory; ModelError: from training or the
+        registry; ConfigError: the log of this client has no events of the kind that decisions are made at.
     """
     from pipeline.learning import models as networks
     from pipeline.learning import registry
@@ -58,7 +65,7 @@ def train_client(
     table = training_table(store, client, config, backend, as_of)
     rows, valid, holdout = (select(table, split) for split in (TRAIN, VALIDATION, HOLDOUT))
     if not len(rows):
-        raise DataError(_too_short(store, client, config, as_of))
+        raise TooLittleError(_too_short(store, client, config, as_of))
     with Progress(f"train {client}", len(rows) * config.model.epochs, "samples") as progress:
         model = train(rows, valid, networks.heads_of(config), config.model, progress)
     p = model.predict(table.X, holdout.index)
@@ -79,7 +86,8 @@ def train_client(
     )
     line = f"{len(table):,} decision points, {len(table.spec)} features, best epoch {model.best_epoch}, "
     line += f"{model.samples_per_second:,.0f} samples/s; " + "; ".join(_headline(n, m) for n, m in metrics.items())
-    return ClientModel(version, len(table), metrics, line)
+    split = describe(SampleRequest.from_config(config, client, as_of, "train"))
+    return ClientModel(version, len(table), metrics, line, split, table.spec.absent)
 
 
 def training_table(
@@ -91,7 +99,7 @@ def training_table(
     from one process to another.
 
     Raises:
-        DataError: no decision point is left, or the table would not fit.
+        TooLittleError: no decision point is left; DataError: the table would not fit.
     """
     import dask
     from dask.callbacks import Callback
@@ -111,7 +119,7 @@ def training_table(
             tables = dask.compute(*tasks, scheduler="threads", **threads)
     table = features.concat(tables)
     if not len(table):
-        raise DataError(_too_short(store, client, config, as_of))
+        raise TooLittleError(_too_short(store, client, config, as_of))
     return table
 
 

@@ -62,7 +62,7 @@ class Page(html.parser.HTMLParser):
 @pytest.fixture(scope="module")
 def email(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("email") / "demo"
-    make_run(folder, Config(), ["acme", "ze<b>nith"], rows=1500)
+    make_run(folder, Config(decide={"reward": {"click": 1.0}}), ["acme", "ze<b>nith"], rows=1500)
     return folder
 
 

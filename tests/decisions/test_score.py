@@ -257,3 +257,19 @@ def test_next_at(timezone: str) -> None:
             clock = dt.datetime.fromtimestamp(found / 1e6, tz=zone)
             assert (clock.hour, clock.minute) == (hour, 0)
             assert as_of <= found <= as_of + DAY + 3_600_000_000
+
+
+def test_a_client_without_a_model_is_unscored(backend: Backend) -> None:
+    store = Store(log(), backend, 3)
+    found = score.score(store, "acme", None, FeatureSpec.history(), CONFIG, AS_OF, backend)
+    wanted = oracle(log(), CONFIG, AS_OF + 9 * 3_600_000_000)
+    assert set(found.subscriber) == set(wanted)
+    for row in found.itertuples():
+        reason = wanted[row.subscriber]["reason"]
+        reason = reason if reason in ("suppressed", "too_new") else "no_model"
+        assert (row.action, row.reason) == ("hold" if reason == "suppressed" else "unscored", reason)
+    assert {"suppressed", "too_new", "no_model"} == set(found.reason)
+    assert found[["p_unsubscribe", "p_click", "p_open", "rank", "wave"]].isna().all(axis=None)
+    told = score.summary(found, CONFIG)
+    assert told["missing"] == ["unsubscribe", "click"]
+    assert told["held"] == 0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.backend import Backend
@@ -52,6 +54,11 @@ def test_reads_are_the_same_before_and_after(tmp_path: Path, backend: Backend) -
     assert replaced.keys() == {"acme", "globex"}
     after = EventStore(uri, backend)
     assert len(after.files) < len(before.files)
+    for client in wanted:
+        files = [f["path"] for f in after.files if f["client"] == client]
+        events = [e for f in files for e in pq.read_table(f"{uri}/{f}", partitioning=None)["event"].to_pylist()]
+        assert after.kinds(client) == Counter(events)
+        assert after.last_full_day(client) == before.last_full_day(client)
     assert not due(after, "acme")
     assert compact(after, "acme") == 0
     for store in (before, after, EventStore(uri, backend, version=version)):
@@ -95,6 +102,10 @@ def test_collisions_across_batches_are_refused(
         rows = [dict(r, user=f"u{i}", client="acme") for r in random_rows(5, seed=i)]
         write(tmp_path / f"raw/{i}.parquet", rows)
         ingest(settings, backend, compaction=False)
+    store = EventStore(settings.store_uri, backend)
+    with pytest.raises(DataError, match=r"client 'acme': subscribers 'u[01]' and 'u[01]' have one and the same"):
+        store.read("acme").compute(scheduler="sync")
+    assert len(store.read("acme", columns=["ts"]).compute(scheduler="sync")) == 10
     write(
         tmp_path / "raw/9.parquet",
         [dict(r, time=START + 40 * DAY, user="u1", client="acme") for r in random_rows(2, seed=7)],

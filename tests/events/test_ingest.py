@@ -169,6 +169,19 @@ def test_too_many_rejects_fail_and_commit_nothing(tmp_path: Path, backend: Backe
     assert EventStore(str(tmp_path / "runs/test/store")).rows() == 0
 
 
+def test_a_time_outside_the_calendar_is_none_even_where_any_time_is_accepted(tmp_path: Path, backend: Backend) -> None:
+    rows = random_rows(50)
+    beyond = [dict(rows[0], time=2**62), dict(rows[1], time=-(2**62))]
+    edge = [dict(rows[2], id=-1, time=253_402_300_799_999_999), dict(rows[3], id=-2, time=-62_135_596_800_000_000)]
+    write(tmp_path / "raw/1.parquet", rows + beyond + edge)
+    settings = config(tmp_path, quality={"actions": {"impossible_time": "off"}})
+    report = ingest(settings, backend)
+    assert (report.kept, report.rejected_by) == (52, {"invalid_ts": 2})
+    assert {r["id"] for r in edge} <= {
+        r[4] for c in ("acme", "globex") for r in everything(settings.store_uri, c, backend)
+    }
+
+
 def test_actions(tmp_path: Path, backend: Backend) -> None:
     write(
         tmp_path / "raw/1.parquet",
@@ -215,6 +228,12 @@ def test_late_arrivals_and_machine_events(tmp_path: Path, backend: Backend) -> N
     frame = EventStore(settings.store_uri, backend).read("acme").compute()
     frame = frame.to_pandas() if backend.on_gpu else frame
     assert sorted(frame.event_id[frame.machine]) == [2, 3]
+
+
+def test_a_log_that_does_not_say_when_rows_arrived_has_no_late_ones(tmp_path: Path, backend: Backend) -> None:
+    write(tmp_path / "raw/1.parquet", random_rows(50))  # of long ago
+    report = ingest(config(tmp_path, columns={"ingested_at": None}), backend)
+    assert not [r for r in report.rules if r.name == "late_arrival" and r.count]
 
 
 def test_mapping_errors_come_before_any_work(tmp_path: Path, backend: Backend) -> None:

@@ -83,6 +83,15 @@ def test_values_are_exact_micro_units() -> None:
 
     assert units(pa.array([1.25, None, -0.1])) == ([1_250_000, None, -100_000], [False] * 3)
     assert units(pa.array([decimal.Decimal("12.34")])) == ([12_340_000], [False])
+    great = [
+        decimal.Decimal("123456789012.345678"),
+        None,
+        decimal.Decimal("-9000000000000.01"),
+        decimal.Decimal(10**13),
+    ]
+    wide = pa.array([decimal.Decimal(5), *great], pa.decimal128(30, 6)).slice(1)
+    expected = [123_456_789_012_345_678, None, -9_000_000_000_000_010_000, None]
+    assert units(wide) == (expected, [False, False, False, True])
     assert units(pa.array([7, 2**60], pa.int64())) == ([7_000_000, None], [False, True])
     assert units(pa.array([7, None], pa.int16()), "micro") == ([7, None], [False, False])
     assert units(pa.array([math.nan, math.inf])) == ([None, None], [True, True])

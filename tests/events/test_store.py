@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,29 @@ def test_time_bounds_are_half_open_and_versions_stay(tmp_path: Path, backend: Ba
     assert now.last_full_day("acme", "America/New_York") == START + 4 * DAY + 4 * 3_600_000_000
     with pytest.raises(ConfigError, match="is not a time"):
         now.read("acme", since="yesterday")
+
+
+def test_fast_clocks_do_not_move_the_last_full_day(tmp_path: Path, backend: Backend) -> None:
+    rows = random_rows(400)  # until the fifth day's last hour
+    ahead = [
+        dict(rows[i], client="acme", id=-i, time=START + 4 * DAY + i, arrived=START + 3 * DAY + 5 + i) for i in range(3)
+    ]
+    some = [r for r in rows if r["time"] < START + 3 * DAY + 4 * 3_600_000_000]
+    store = stored(tmp_path, [some, ahead], backend)
+    assert store.bounds("acme")[1] >= START + 4 * DAY
+    assert store.last_full_day("acme") == START + 3 * DAY
+    stored(tmp_path, [some, ahead, [r for r in rows if r not in some]], backend)
+    assert EventStore(store.uri, backend).last_full_day("acme") == START + 4 * DAY
+
+
+def test_kinds_are_counted_without_a_data_file(tmp_path: Path, backend: Backend) -> None:
+    batches = [random_rows(300, seed=1), random_rows(200, seed=2)]
+    store = stored(tmp_path, batches, backend)
+    for path in Path(store.uri).rglob("client=*/*.parquet"):
+        path.unlink()
+    for client in ("acme", "globex"):
+        counts = Counter(r["kind"] for rows in batches for r in rows if r["client"] == client)
+        assert list(store.kinds(client).items()) == sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
 def test_what_was_known(tmp_path: Path, backend: Backend) -> None:

@@ -188,6 +188,14 @@ def test_a_sum_that_could_overflow_is_refused(backend: Backend) -> None:
         feature_table(frame_of([*events, Event(1, 5, "send")], backend), SPEC, request(), backend)
 
 
+def test_one_great_value_in_a_long_history_is_no_overflow(backend: Backend) -> None:
+    events = [Event(1, 0, "send"), *(Event(1, i, "purchase", None, i, 2**61 if i == 3 else -1) for i in range(1, 9))]
+    head = Head("spend", ("purchase",), 6, sum=True)  # six microseconds: five of the purchases
+    asked = SampleRequest("train", as_of=100, heads=(head,), exposure="send")
+    found = backend.to_host(feature_table(frame_of(events, backend), SPEC, asked, backend).y)
+    assert found.tolist() == [[np.float32((2**61 - 4) / 1e6)]]
+
+
 def test_nothing_to_put_together() -> None:
     with pytest.raises(DataError, match="no feature tables"):
         concat([])

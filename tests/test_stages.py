@@ -1,0 +1,81 @@
+"""What a stage does with several clients: one that cannot be learnt from does not stop the others."""
+
+from __future__ import annotations
+
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import stages
+from pipeline.backend import PANDAS
+from pipeline.config import Config
+from pipeline.errors import ConfigError, DataError, TooLittleError
+from pipeline.learning import client as learning
+from pipeline.rundir import RunDirectory
+
+
+class Store:
+    def __init__(self, *clients: str) -> None:
+        self.names = list(clients)
+
+    def clients(self) -> list[str]:
+        return self.names
+
+
+def context(tmp: Path, *clients: str) -> Any:
+    config = Config(name="test", runs=str(tmp), as_of="2026-06-01")  # type: ignore[arg-type]
+    made = stages.Context(config, PANDAS, None, RunDirectory(config))  # type: ignore[arg-type]
+    made.__dict__["store"] = Store(*clients)
+    return made
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    done: list[str] = []
+
+    def train_client(store: Any, client: str, *_: Any) -> Any:
+        if client in ("short", "young"):
+            raise TooLittleError(f"{client} is too short")
+        if client == "other":
+            raise ConfigError("at.event is 'send', but the log has no such events")
+        if client == "huge":
+            raise DataError("huge does not fit")
+        done.append(client)
+        return types.SimpleNamespace(
+            metrics={"click": {"rows": 5}},
+            rows=7,
+            line="",
+            split="train before then",
+            absent=("rates: the log has none",),
+        )
+
+    monkeypatch.setattr(learning, "train_client", train_client)
+    return done
+
+
+def test_a_client_too_short_to_train_does_not_stop_the_others(
+    tmp_path: Path, trained: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = context(tmp_path, "a", "other", "short", "z")
+    outcome = stages._train(here)
+    assert trained == ["a", "z"]
+    assert outcome.line == "2 clients, 14 decision points; no model for 2 clients"
+    assert list(outcome.result["models"]) == ["a", "z"]
+    said = capsys.readouterr().out
+    assert "short: no model: short is too short" in said
+    assert "z: train before then" in said
+    assert "z: without rates: the log has none" in said
+    here.run.record("train", "key", outcome.result, {})
+    assert here.run.metrics()["untrained"] == {
+        "other": "at.event is 'send', but the log has no such events",
+        "short": "short is too short",
+    }
+
+
+def test_a_run_with_nothing_to_learn_from_says_why(tmp_path: Path, trained: list[str]) -> None:
+    with pytest.raises(TooLittleError, match="short is too short"):
+        stages._train(context(tmp_path, "short", "young"))
+    with pytest.raises(DataError, match="does not fit"):  # something to mend, and not a lack of history
+        stages._train(context(tmp_path, "a", "huge"))
