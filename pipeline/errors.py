@@ -43,6 +43,12 @@ class InstallationError(EventgrainError):
     """Install a missing package, or run where the wanted device is."""
 
 
+def first_line(error: BaseException) -> str:
+    """A library's message without what follows its first line, a stack of native code for one, or its full stop."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip().rstrip(".") if lines else type(error).__name__
+
+
 def did_you_mean(name: str, known: Iterable[str], limit: int = 3) -> str:
     """A hint naming the nearest of ``known`` to ``name``, or listing a few; empty when nothing is known."""
     import difflib

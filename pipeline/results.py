@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
-from pipeline.errors import StoreError
+from pipeline.errors import StoreError, first_line
 
 
 def replace(frame: pd.DataFrame, uri: str, where: Mapping[str, str]) -> None:
@@ -45,7 +45,9 @@ def replace(frame: pd.DataFrame, uri: str, where: Mapping[str, str]) -> None:
             schema_mode="merge" if exists else None,
         )
     except (DeltaError, OSError) as error:
-        raise StoreError(f"cannot write the table {uri}: {error}") from None
+        raise StoreError(
+            f"cannot write the table {uri}: {first_line(error)}. Make room or mend it; if it is damaged, delete it"
+        ) from None
 
 
 def read(uri: str, where: Mapping[str, str] | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame | None:
@@ -67,5 +69,8 @@ def read(uri: str, where: Mapping[str, str] | None = None, columns: Sequence[str
         wanted = list(columns) if columns else None
         frame: pd.DataFrame = DeltaTable(uri).to_pyarrow_table(filters=filters or None, columns=wanted).to_pandas()
     except (DeltaError, OSError) as error:
-        raise StoreError(f"cannot read the table {uri}: {error}") from None
+        raise StoreError(
+            f"cannot read the table {uri}: {first_line(error)}. If it is damaged, delete that folder "
+            "and run again: it is made anew"
+        ) from None
     return frame

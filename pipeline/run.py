@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -47,6 +48,9 @@ Any option of the configuration can be given as key=value; README lists them all
 Finished stages are not redone: an interrupted run goes on where it stopped.
 Exit status: 0 done, 2 something you can mend (one message says what), 130 interrupted
 (Ctrl-C; a second one does not wait for the work in hand)."""
+
+KEPT = "finished stages are kept; the same command goes on from there"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -111,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             # Libraries may turn the interrupt into an error of their own, an import for one.
             if not stopped:
                 raise
-            print("\ninterrupted: finished stages are kept; the same command goes on from there", file=sys.stderr)
+            print(f"\ninterrupted: {KEPT}", file=sys.stderr)
             return 128 + stopped[0]
 
 
@@ -145,6 +149,17 @@ def _main(argv: Sequence[str] | None) -> int:
     except EventgrainError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
+    except OSError as error:
+        # Any write of any stage may be the one that no longer fits.
+        if error.errno not in FULL:
+            raise
+        what = os.strerror(error.errno).lower()
+        print(f"error: {what}: make room where runs and store are, or set them elsewhere; {KEPT}", file=sys.stderr)
+        return EventgrainError.exit_status
+    except MemoryError:
+        hint = "use more memory, more partitions, a smaller batch_rows, or model.downsample below 1"
+        print(f"error: out of memory: {hint}; {KEPT}", file=sys.stderr)
+        return EventgrainError.exit_status
     except BrokenPipeError:
         # The reader of our output went away (`| head`); nothing is left to say, and Python must not say it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

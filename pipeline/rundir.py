@@ -55,11 +55,16 @@ def read_json(path: Path) -> dict[str, Any]:
         StoreError: the file is not JSON.
     """
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (ValueError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror}; mend that, or delete it: it is made anew") from None
+    except ValueError as error:
         raise StoreError(f"{path} is damaged ({error}): delete it and run again; it is made anew") from None
+    if not isinstance(found, dict):
+        raise StoreError(f"{path} is damaged (no object of JSON): delete it and run again; it is made anew")
+    return found
 
 
 class PeakMemory:
@@ -120,15 +125,22 @@ class RunDirectory:
 
     def earlier(self, stage: str, key: str) -> dict[str, Any] | None:
         """What ``stage`` left under the same key, or None when it must run."""
-        record = read_json(self._file(stage))
-        return record.get("result") if record.get("key") == key else None
+        record = self._record(stage)
+        return dict(record["result"]) if record.get("key") == key else None
 
     def result(self, stage: str) -> dict[str, Any]:
         """What ``stage`` last left, whatever its key."""
-        return dict(read_json(self._file(stage)).get("result") or {})
+        return dict(self._record(stage).get("result", {}))
 
     def timing(self, stage: str) -> dict[str, Any]:
-        return dict(read_json(self._file(stage)).get("timing") or {})
+        return dict(self._record(stage).get("timing", {}))
+
+    def _record(self, stage: str) -> dict[str, Any]:
+        path = self._file(stage)
+        record = read_json(path)
+        if record and not all(isinstance(record.get(part), dict) for part in ("result", "timing")):
+            raise StoreError(f"{path} is damaged (no result and timing): delete it and run again; it is made anew")
+        return record
 
     def record(self, stage: str, key: str, result: dict[str, Any], timing: dict[str, Any]) -> None:
         """Keep a finished stage's result, then bring ``metrics.json`` up to date."""

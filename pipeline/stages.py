@@ -89,10 +89,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Stage:
-    """``key`` is everything the result depends on; None for a stage that finds out for itself what is done."""
+    """``key`` is everything the result depends on; None for a stage that finds out for itself what is done.
+
+    ``there``: whether what it left is still there, so that deleting something is enough to have it made anew.
+    """
 
     work: Callable[[Context], Outcome]
     key: Callable[[Context], str] | None = None
+    there: Callable[[Context], bool] = lambda context: True
 
 
 def timestamp(us: int) -> str:
@@ -149,7 +153,7 @@ def run(config: Config, until: str = "report") -> None:
             context = Context(config, backend, cluster, directory)
             for name in wanted:
                 _run_stage(context, name)
-                if name == "ingest":
+                if name == "ingest" and until != "ingest":
                     _check_against_log(context)
     say(f"done in {time.perf_counter() - began:.1f} s")
     left = [
@@ -170,12 +174,22 @@ def _check_against_log(context: Context) -> None:
 
     Raises:
         ConfigError: options for a client that the log does not have, or an as_of that the log does not reach.
+        SourceError: the plan or the suppression list cannot be read.
     """
     config, store = context.config, context.store
     clients = store.clients()
     for client in config.clients:
         if client not in clients:
             raise ConfigError(f"clients.{client}: the log has no client {client!r}; {did_you_mean(client, clients)}")
+    if config.decide.plan or config.decide.suppressed:
+        from pipeline.decisions import lists
+
+        # Before an hour of training rather than after it.
+        for client in clients:
+            if config.decide.plan:
+                lists.read_plan(config.decide.plan, client, context.as_of(client))
+            if config.decide.suppressed:
+                lists.suppression_list(config.decide.suppressed, client)
     last = max((store.bounds(client)[1] for client in clients), default=None)
     slack = max(config.lateness, UNITS["d"])  # a day of quiet is no gap
     if config.as_of is not None and last is not None and context.as_of("") > last + slack:
@@ -215,7 +229,9 @@ def _run_stage(context: Context, name: str) -> None:
     stage = _STAGES[name]
     key = stage.key(context) if stage.key else ""
     earlier = context.run.earlier(name, key) if key else None
-    if earlier is not None:
+    if earlier is not None and not stage.there(context):
+        say(f"{name:<9} what it left is gone or damaged, and is made anew")
+    elif earlier is not None:
         say(f"{name:<9} {earlier.get('line', '')}  [unchanged, reused]")
         return
     started = time.perf_counter()
@@ -301,6 +317,7 @@ def _train(context: Context) -> Outcome:
     models: dict[str, Any] = {}
     untrained: dict[str, EventgrainError] = {}
     rows = 0
+    _check_kinds(context)
     for client in context.store.clients():
         try:
             trained = train_client(
@@ -331,16 +348,43 @@ def _train(context: Context) -> Outcome:
     return Outcome(line, rows, {"models": models, "untrained": reasons})
 
 
+def _check_kinds(context: Context) -> None:
+    """Outcomes that somebody wrote down are expected to happen; of the default ones a log may lack some.
+
+    Raises:
+        ConfigError: no client has events of an outcome's kinds.
+    """
+    config, store = context.config, context.store
+    if "outcomes" not in config.model_fields_set:
+        return
+    kinds = {kind for client in store.clients() for kind in store.kinds(client)}
+    for name, outcome in config.outcomes.items():
+        if not kinds.intersection(outcome.kinds):
+            hint = did_you_mean(outcome.kinds[0], sorted(kinds))
+            raise ConfigError(
+                f"outcomes.{name}: the log has no {' or '.join(map(repr, outcome.kinds))} events; {hint} "
+                "Mend the name, map the log's own with source.kinds, or remove the outcome"
+            )
+
+
 def _decide(context: Context) -> Outcome:
     from pipeline.decisions.score import decide_client
 
     clients: dict[str, Any] = {}
     for client in context.store.clients():
-        clients[client] = decide_client(
-            context.store, client, context.config, context.backend, context.as_of(client), context.run.path
-        )
+        with Progress(f"decide {client}", unit="subscribers") as progress:
+            clients[client] = decide_client(
+                context.store,
+                client,
+                context.config,
+                context.backend,
+                context.as_of(client),
+                context.run.path,
+                progress,
+            )
         actions = clients[client]["actions"]
-        say(f"          {client}: " + ", ".join(f"{name} {count:,}" for name, count in sorted(actions.items())))
+        counts = ", ".join(f"{name} {count:,}" for name, count in sorted(actions.items()))
+        say(f"          {client}: {counts or 'nobody to decide on'}")
     rows = sum(sum(c["actions"].values()) for c in clients.values())
     return Outcome(f"{rows:,} subscribers of {_clients(len(clients))}", rows, {"clients": clients})
 
@@ -366,8 +410,8 @@ def _rollup_key(context: Context) -> str:
 
 
 def _train_key(context: Context) -> str:
-    fields = {"at", "windows", "outcomes", "lateness", "split", "model", "timezone", "clients", "as_known_at", "decide"}
-    part = context.config.model_dump(mode="json", include=fields)
+    fields = {"at", "windows", "outcomes", "lateness", "split", "model", "timezone", "clients", "as_known_at"}
+    part = context.config.model_dump(mode="json", include=fields) | {"budgets": context.config.decide.budgets}
     ends = {client: context.as_of(client) for client in context.store.clients()}
     store = (context.config.store_uri, context.store.version())
     return fingerprint("train", code_version(), store, context.backend.name, part, ends)
@@ -380,7 +424,8 @@ def _decide_key(context: Context) -> str:
     lists = [_stamp(path) for path in (decide.plan, decide.suppressed)]
     models = context.run.path / "models"
     versions = {client: current(models, client) for client in context.store.clients()}
-    return fingerprint("decide", _train_key(context), versions, lists)
+    rule = decide.model_dump(mode="json")
+    return fingerprint("decide", _train_key(context), rule, context.config.partitions, versions, lists)
 
 
 def _stamp(path: str | None) -> tuple[str, int, int] | None:
@@ -393,11 +438,21 @@ def _stamp(path: str | None) -> tuple[str, int, int] | None:
     return path, stat.st_size, stat.st_mtime_ns
 
 
+def _has_table(context: Context, name: str) -> bool:
+    return (context.run.path / name / "_delta_log").is_dir()
+
+
+def _has_models(context: Context) -> bool:
+    from pipeline.learning import registry
+
+    return all(registry.intact(context.run.path / "models", client) for client in context.store.clients())
+
+
 _STAGES = {
     "simulate": Stage(_simulate),
     "ingest": Stage(_ingest),
-    "rollup": Stage(_rollup, _rollup_key),
-    "train": Stage(_train, _train_key),
-    "decide": Stage(_decide, _decide_key),
+    "rollup": Stage(_rollup, _rollup_key, lambda context: _has_table(context, "rollups")),
+    "train": Stage(_train, _train_key, _has_models),
+    "decide": Stage(_decide, _decide_key, lambda context: _has_table(context, "decisions")),
     "report": Stage(_report),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -127,6 +128,12 @@ def test_wrong_input_gets_one_message_and_status_2(
 @pytest.mark.parametrize(
     ("option", "message"),
     [
+        (
+            "outcomes.buy={events: [purchase], within: 3d}",
+            "outcomes.buy: the log has no 'purchase' events; known: 'click', ",
+        ),
+        ("decide.plan=/nowhere.csv", "decide.plan: there is no file '/nowhere.csv'"),
+        ("decide.suppressed=/nowhere.csv", "decide.suppressed: there is no file '/nowhere.csv'"),
         ("clients.acne.timezone=Europe/Berlin", "clients.acne: the log has no client 'acne'; did you mean 'acme'?"),
         ("as_of=2027-05-01", "as_of 2027-05-01 00:00 UTC is later than the log, which ends at 2026-07-29"),
     ],
@@ -143,3 +150,27 @@ def test_a_command_points_at_what_it_made(finished: tuple[Path, str]) -> None:
     ingested = pipeline_run(folder, "ingest", *SMALL).stdout
     assert f"{folder}/small/metrics.json" in ingested
     assert "report.html" not in ingested
+
+
+def test_another_rule_needs_no_training(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    done = pipeline_run(folder, *SMALL, "decide.cost=9")
+    assert done.returncode == 0, done.stderr
+    stages = {line.split()[0]: line for line in done.stdout.splitlines() if line}
+    assert "unchanged, reused" in stages["train"]
+    assert "unchanged, reused" not in stages["decide"]
+
+
+def test_what_was_deleted_or_damaged_is_made_anew(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    run = folder / "small"
+    shutil.rmtree(run / "rollups")
+    version = (run / "models" / "acme" / "current").read_text().strip()
+    with (run / "models" / "acme" / version / "weights.npz").open("ab") as weights:
+        weights.write(b"x")
+    done = pipeline_run(folder, *SMALL)
+    assert done.returncode == 0, done.stderr
+    for stage in ("rollup", "train"):
+        assert f"{stage:<9} what it left is gone or damaged, and is made anew\n" in done.stdout
+    assert (run / "rollups" / "_delta_log").is_dir()
+    assert (run / "models" / "acme" / "current").read_text().strip() != version

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -93,3 +94,22 @@ def test_a_fault_of_the_program_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(stages, "run", run)
     with pytest.raises(RuntimeError, match="a bug"):
         main([])
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "Error writing bytes to file"), "error: no space left on device: make room"),
+        (OSError(errno.EFBIG, "Error writing bytes to file"), "error: file too large: make room"),
+        (MemoryError(), "error: out of memory: use more memory, more partitions"),
+    ],
+)
+def test_a_full_machine_is_no_fault_of_the_program(
+    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*_: object, **__: object) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(stages, "run", run)
+    assert main([]) == 2
+    assert capsys.readouterr().err.startswith(message)

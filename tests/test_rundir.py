@@ -36,6 +36,16 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
         run.earlier("train", "k")
 
 
+@pytest.mark.parametrize("text", ["[1, 2]", "3", '{"key": 3, "result": [1], "timing": 4}', '{"key": "k"}'])
+def test_a_record_of_another_shape_is_named(tmp_path: Path, text: str) -> None:
+    run = _run(tmp_path)
+    run.record("train", "k", {}, {})
+    (run.path / "stages" / "train.json").write_text(text)
+    for read in (lambda: run.earlier("train", "k"), lambda: run.timing("train"), run.metrics):
+        with pytest.raises(StoreError, match=r"train\.json is damaged"):
+            read()
+
+
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     code = (
         "import sys; from pipeline.config import load; from pipeline.rundir import RunDirectory\n"

@@ -104,9 +104,10 @@ def size(value: float | None) -> str:
 
 
 def plural(name: str) -> str:
-    """An outcome's name as people would write many of it: click -> clicks, reply -> replies, sales -> sales."""
+    """An outcome's name as people would write many of it: click -> clicks, reply -> replies, sales -> sales,
+    campaign_received -> campaign received."""
     name = name.replace("_", " ")
-    if name.endswith(("s", "ing")):
+    if name.endswith(("s", "ing", "ed")):
         return name
     if name.endswith("y") and name[-2:-1] not in tuple("aeiou"):
         return name[:-1] + "ies"

@@ -56,7 +56,8 @@ def _campaigns(client: str, table: pd.DataFrame, config: Config) -> dict[str, An
     else:
         key = f"unique_{kind}" if kind else None
         large = named
-        columns = [(plural(k), f"n_{k}", number) for k in kinds[:5]]
+        # Only kinds that carry a campaign.
+        columns = [(plural(k), f"n_{k}", number) for k in kinds if len(named) and int(named[f"n_{k}"].sum()) > 0][:5]
         if kind is not None and f"n_{kind}" not in [c[1] for c in columns]:
             columns.append((plural(kind), f"n_{kind}", number))
     ranked = large.sort_values([key or f"n_{kinds[0]}", "campaign"], ascending=[False, True]) if len(large) else large
@@ -277,6 +278,8 @@ def _cost_curve(test: Mapping[str, Any] | None) -> Any:
     rewards = list(test.get("lost") or {})
     bad = plural(test["hold_when"])
     limit = min([1.0, *(s for s in (0.3, 0.5, 0.7) if s > 1.2 * test["held_share"])])
+    # To the point of the curve there: its shares are of whole rows, and may be a hair beyond.
+    limit = next((c["held_share"] for c in curve if c["held_share"] > 0.999 * limit), limit)
     series = [Series("at random", [(0.0, 0.0), (limit, limit)], guide=True, dash="4 4")]
     series.append(Series(f"{bad} avoided", [(c["held_share"], c["caught_share"]) for c in curve], 1, dots=True))
     for i, name in enumerate(rewards):

@@ -140,7 +140,7 @@ def render(given: ReportInput) -> str:
         "at": config.at.event or f"every {format_duration(config.at.every or 0)}",
         "as_of": next((str(d["as_of"])[:16] for d in decided.values() if d.get("as_of")), None),
         "written": f"{dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC",
-        "answer": sections.answer(decided, rule),
+        "answer": sections.answer(decided, rule, config.at.event),
         "lists": sections.lists(decided, given.examples, rule),
         "campaigns": evidence.campaigns(given.rollups, config),
         "quality": sections.quality(metrics),

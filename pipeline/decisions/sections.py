@@ -27,18 +27,21 @@ def _join(words: list[str]) -> str:
 # -- the answer ------------------------------------------------------------------------------------------------
 
 
-def answer(decided: Mapping[str, Any], rule: Rule) -> dict[str, Any] | None:
+def answer(decided: Mapping[str, Any], rule: Rule, exposure: str | None = "send") -> dict[str, Any] | None:
     """The headline, the sentences below it, the cards, and one row per client."""
     clients = list(decided.values())
     if not clients:
         return None
+    following = (
+        "the next message" if exposure == "send" else f"the next {exposure.replace('_', ' ')}" if exposure else ""
+    )
     unit = next((c["unit"] for c in clients if c.get("unit")), "subscribers")
     eligible, held = _sum(clients, "eligible"), _sum(clients, "held")
     sent, explored = _sum(clients, "sent"), _sum(clients, "explored")
     aside = [
         f"{human(_sum(clients, key))} {words}"
         for key, words in (
-            ("suppressed", "are suppressed because they have left, complained or bounced for good"),
+            ("suppressed", "are suppressed: they have left, complained, bounced for good, or are on your list"),
             ("unscored", "are too new to score and left to your usual practice"),
         )
         if _sum(clients, key)
@@ -46,7 +49,7 @@ def answer(decided: Mapping[str, Any], rule: Rule) -> dict[str, Any] | None:
     found: dict[str, Any] = {"unit": unit, "aside": (_join(aside) + ".") if aside else "", "checked": ""}
     cards: list[dict[str, Any]] = []
     if rule.hold_when is None:
-        found |= _ranking(clients, unit, sent)
+        found |= _ranking(clients, unit, sent, following)
         cards = found["cards"]
     elif all(c.get("avoided") is None for c in clients):
         found["headline"] = f"Nobody is held: there are too few {plural(rule.hold_when)} to learn from."
@@ -54,7 +57,9 @@ def answer(decided: Mapping[str, Any], rule: Rule) -> dict[str, Any] | None:
     else:
         bad = plural(rule.hold_when)
         avoided = [c.get("avoided") for c in clients]
-        found["headline"] = f"Hold {human(held)} of {human(eligible)} {unit} from the next message."
+        found["headline"] = (
+            f"Hold {human(held)} of {human(eligible)} {unit}{f' from {following}' if following else ''}."
+        )
         given_up = {
             name: [(c.get("given_up") or {}).get(name) for c in clients]
             for name in rule.reward
@@ -95,7 +100,7 @@ def answer(decided: Mapping[str, Any], rule: Rule) -> dict[str, Any] | None:
             },
         ]
         if explored:
-            note = f"{percent(rule.explore)} of those the rule would hold"
+            note = f"drawn from the {human(held + explored)} that the rule would hold"
             cards.append({"value": human(explored), "label": "sent to keep learning", "note": note})
     return {**found, "cards": cards, "rows": [_client_row(n, c, rule) for n, c in decided.items()]}
 
@@ -106,7 +111,7 @@ def _ratio(parts: Iterable[Mapping[str, Any] | None]) -> float | None:
     return _sum(parts, "expected") / whole if whole > 0 else None
 
 
-def _ranking(clients: list[Mapping[str, Any]], unit: str, sent: float) -> dict[str, Any]:
+def _ranking(clients: list[Mapping[str, Any]], unit: str, sent: float, following: str) -> dict[str, Any]:
     waves = max((len(c.get("waves") or []) for c in clients), default=0)
     shares: dict[str, list[tuple[float, float]]] = {}
     for client in clients:
@@ -132,7 +137,7 @@ def _ranking(clients: list[Mapping[str, Any]], unit: str, sent: float) -> dict[s
             )
     return {
         "cards": cards,
-        "headline": f"{human(sent)} {unit} ranked for the next message.",
+        "headline": f"{human(sent)} {unit} ranked{f' for {following}' if following else ''}.",
         "detail": f"The first of {waves} equal waves holds {_join(parts)}." if parts and waves > 1 else "",
     }
 

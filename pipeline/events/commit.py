@@ -20,7 +20,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import StoreError
+from pipeline.errors import StoreError, first_line
 from pipeline.events.files import Place, digest_of, explain, fault, sync_folder
 from pipeline.events.index import Groups, encode, index_name, load
 from pipeline.events.schema import FORMAT_VERSION, store_schema
@@ -59,7 +59,7 @@ def open_table(uri: str, version: int | None = None) -> Any | None:
         return None
     except (DeltaError, OSError, ValueError) as error:
         what = f"version {version} of the store" if version is not None else "the store"
-        raise StoreError(f"cannot open {what} {uri!r}: {error}") from None
+        raise StoreError(f"cannot open {what} {uri!r}: {first_line(error)}") from None
 
 
 def table_settings(table: Any, uri: str) -> Settings:
@@ -152,7 +152,7 @@ def verify(place: Place, entries: list[dict[str, Any]], schema: pa.Schema, worke
             with place.fs.open_input_file(path) as handle, pq.ParquetFile(handle) as file:
                 rows, found = file.metadata.num_rows, file.schema_arrow
         except (OSError, pa.ArrowException) as error:
-            raise StoreError(f"file {path} cannot be read back ({error}); nothing was committed") from None
+            raise StoreError(f"file {path} cannot be read back ({first_line(error)}); nothing was committed") from None
         if rows != entry["rows"] or not found.equals(schema, check_metadata=False):
             raise StoreError(f"file {path} holds {rows} rows of {found}; expected {entry['rows']} of {schema}")
 
@@ -227,7 +227,7 @@ def commit(
     except CommitFailedError as error:
         if committed(deltalake.DeltaTable(uri), batch) or serial is not None:
             return False
-        raise StoreError(f"cannot commit batch {run} to {place.uri}: {error}. Run again") from None
+        raise StoreError(f"cannot commit batch {run} to {place.uri}: {first_line(error)}. Run again") from None
     except (DeltaError, OSError) as error:
         raise explain(error, f"commit batch {run} to", place.uri) from None
     fault("after-commit")

@@ -5,6 +5,7 @@ Files are written without Arrow's schema in their metadata, so that a reader see
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime as dt
 from collections.abc import Sequence
@@ -178,7 +179,13 @@ class GroupWriter:
     def close(self) -> None:
         self._flush()
         for writer in self._writers.values():
-            writer.close()
+            _close(writer)
+
+    def abandon(self) -> None:
+        """Give up: what is written is of no use. Nor may a writer try once more when it is collected, and complain."""
+        for writer in self._writers.values():
+            with contextlib.suppress(OSError):
+                _close(writer)
 
     def _flush(self) -> None:
         if self._flawed:
@@ -215,7 +222,18 @@ def campaign_ids(world: World, ids: str, client: NDArray[Any], campaign: NDArray
 
 
 def write(table: Any, path: Path) -> None:
-    pq.write_table(table, path, store_schema=False, use_dictionary=repetitive(table.schema))
+    writer = pq.ParquetWriter(path, table.schema, store_schema=False, use_dictionary=repetitive(table.schema))
+    try:
+        writer.write_table(table)
+    finally:
+        _close(writer)
+
+
+def _close(writer: Any) -> None:
+    try:
+        writer.close()
+    finally:
+        writer.is_open = False  # where closing failed too, for want of room: or it tries again when it is collected
 
 
 def repetitive(schema: Any) -> list[str]:

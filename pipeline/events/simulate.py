@@ -107,17 +107,21 @@ def simulate(
             group = Group(world, list(run(lambda m: Block(*m), make)))
             subscribers += sum(n for _, _, n in members)
             writer = GroupWriter(world, settings.ids, out, number)
-            writer.subscribers(group)
-            backlog: list[Future[int]] = []
-            for day in range(days):
-                arrived, truths = group.step(day, None, pool)
-                sends += sum(len(t.ts) for t in truths)
-                backlog.append(writing.submit(writer.day, day, arrived, truths))
-                if len(backlog) > 2:
-                    _advance(progress, backlog.pop(0).result())
-            for waiting in backlog:
-                _advance(progress, waiting.result())
-            writer.close()
+            try:
+                writer.subscribers(group)
+                backlog: list[Future[int]] = []
+                for day in range(days):
+                    arrived, truths = group.step(day, None, pool)
+                    sends += sum(len(t.ts) for t in truths)
+                    backlog.append(writing.submit(writer.day, day, arrived, truths))
+                    if len(backlog) > 2:
+                        _advance(progress, backlog.pop(0).result())
+                for waiting in backlog:
+                    _advance(progress, waiting.result())
+                writer.close()
+            except BaseException:
+                writing.submit(writer.abandon)  # after what is still being written
+                raise
             group.save(out / "truth" / "state" / f"group-{number:04d}.npz")
             for total, part in ((kinds, writer.kinds), (dirt, writer.dirt)):
                 for name, count in part.items():

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, first_line
 from pipeline.events.files import Found, digest_of, find_files
 from pipeline.events.schema import hive_parts
 
@@ -69,13 +69,12 @@ class Sources:
 
 
 def bad_file(name: str, error: BaseException) -> SourceError:
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if isinstance(error, FileNotFoundError):
         return SourceError(
             f"source file {name!r} vanished while it was being read. Run again when no one moves the files"
         )
     return SourceError(
-        f"source file {name!r} cannot be read: {text}. Expected a whole Parquet file; "
+        f"source file {name!r} cannot be read: {first_line(error)}. Expected a whole Parquet file; "
         "mend it, or move it out of source.path, and run again"
     )
 

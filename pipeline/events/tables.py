@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.backend import Array, Backend, Frame
-from pipeline.errors import DataError, StoreError
+from pipeline.errors import DataError, StoreError, first_line
 from pipeline.events.files import filesystem, is_remote
 from pipeline.events.schema import CATEGORIES, CATEGORY, nulls, numpy_of, plain
 
@@ -44,10 +44,9 @@ class Rows(Protocol):
 
 
 def damaged(path: str, error: BaseException) -> StoreError:
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return StoreError(
-        f"store file {path} cannot be read: {text}. It is damaged or was removed; restore it from a backup, or "
-        "ingest its sources into a new store"
+        f"store file {path} cannot be read: {first_line(error)}. It is damaged or was removed; restore it from a "
+        "backup, or ingest its sources into a new store"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pipeline.learning.train import TrainedModel
 
 MEMORY_SHARE = 0.4  # of what is free; joining the ranges' tables holds them twice for a moment
+SMALL = 200_000  # events, which one core goes through in less than a second
 GPU_THREADS = 2  # one range is read while another is computed; more only want more device memory
 
 
@@ -105,7 +107,7 @@ def training_table(
     spec = FeatureSpec.from_config(config, store.kinds(client))
     request = SampleRequest.from_config(config, client, as_of, "train")
     _check_memory(store, client, config, backend, spec)
-    tasks = features.feature_tables(store, client, spec, request, config.partitions)
+    tasks = features.feature_tables(store, client, spec, request, config.partitions or _ranges(store, client, backend))
     finals = {task.key for task in tasks}
     with Progress(f"features {client}", len(tasks), "key ranges") as progress:
 
@@ -119,6 +121,13 @@ def training_table(
     if not len(table):
         raise TooLittleError(_too_short(store, client, config, as_of))
     return table
+
+
+def _ranges(store: EventStore, client: str, backend: Backend) -> int | None:
+    """At least a key range for every core, unless the log is tiny or a GPU works alone; None: as the store thinks."""
+    if backend.on_gpu or store.rows(client) < SMALL:
+        return None
+    return max(store.plan(client, columns=["event"]).partitions, len(os.sched_getaffinity(0)))
 
 
 def _check_memory(store: EventStore, client: str, config: Config, backend: Backend, spec: FeatureSpec) -> None:

@@ -151,6 +151,15 @@ def current(models: str | Path, client: str) -> str | None:
     return name
 
 
+def intact(models: str | Path, client: str) -> bool:
+    """Whether the client has a version in use whose files are what was written; opens no TensorFlow."""
+    try:
+        version = current(models, client)
+        return version is not None and bool(_verified(client_dir(models, client) / version, version))
+    except ModelError:
+        return False
+
+
 def load_current(models: str | Path, client: str) -> tuple[TrainedModel, FeatureSpec, dict[str, Any]]:
     """The model in use, its feature specification and its card, all verified.
 

@@ -46,7 +46,8 @@ def decisions(client: str, n: int, config: Config, seed: int = 0) -> pd.DataFram
     """Rows of the decisions table."""
     rng = np.random.default_rng(seed)
     rule = a.Rule.from_config(config.decide)
-    p = {name: rng.beta(0.6, 0.6 / m, n).astype(np.float32) for name, m in zip(rule.heads, (0.003, 0.03), strict=False)}
+    means = zip(rule.heads, (0.003, 0.03, 0.2), strict=False)
+    p = {name: rng.beta(0.6, 0.6 / m, n).astype(np.float32) for name, m in means}
     keys = np.sort(rng.integers(-(2**62), 2**62, n))
     result = a.assure(
         p, rule, draw=a.hashed_uniform(keys, 7), events=rng.integers(0, 90, n), suppressed=rng.random(n) < 0.02
@@ -135,8 +136,8 @@ def make_run(folder: Path, config: Config, clients: list[str], rows: int = 3000,
         sums = [n for n, o in config.outcomes.items() if o.sum]
         effect = expected_effect(listed, rule, sums=sums)
         n = 40_000
-        p = np.stack([rng.beta(0.6, 200, n), rng.beta(0.6, 20, n)], axis=1)
-        y = (rng.random((n, 2)) < p).astype(np.float32)
+        p = np.stack([rng.beta(0.6, b, n) for _, b in zip(rule.heads, (200, 20, 3), strict=False)], axis=1)
+        y = (rng.random(p.shape) < p).astype(np.float32)
         test = backtest(p, y, np.ones_like(y), rule.heads, rule) if rule.hold_when else None
         metrics["decisions"][client] = {
             "as_of": "2026-08-01T00:00:00",

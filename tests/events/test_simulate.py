@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -444,3 +446,17 @@ def test_policies_differ_only_by_what_they_hold(tmp_path: Path) -> None:
 def test_subscriber_ids_are_text_of_fixed_width() -> None:
     ids = logfiles.subscriber_ids(np.array([0, 7, 123_456_789]), "string", np.array([False, True, False]))
     assert ids.to_pylist() == ["u000000000", None, "u123456789"]
+
+
+def test_a_full_disk_is_complained_of_once(tmp_path: Path) -> None:
+    """In a process of its own, whose files may not grow: as on a full disk, writers fail again when they close."""
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))\n"
+        "from pipeline.run import main\n"
+        f"sys.exit(main(['simulate', '--events', '50000', '--days', '20', '--out', {str(tmp_path / 'log')!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: file too large: make room")
+    assert done.stderr.count("\n") == 1
