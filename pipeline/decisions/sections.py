@@ -41,7 +41,7 @@ def answer(decided: Mapping[str, Any], rule: Rule, exposure: str | None = "send"
     aside = [
         f"{human(_sum(clients, key))} {words}"
         for key, words in (
-            ("suppressed", "are suppressed: they have left, complained, bounced for good, or are on your list"),
+            ("suppressed", "are suppressed (they left, complained or bounced for good, or are on your list)"),
             ("unscored", "are too new to score and left to your usual practice"),
         )
         if _sum(clients, key)

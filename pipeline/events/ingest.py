@@ -133,8 +133,6 @@ def ingest(
     if config.source is None:
         raise ConfigError("no source: give source.path and source.columns in the configuration")
     chosen = actions(config.quality)
-    if config.source.columns.ingested_at is None and "late_arrival" not in config.quality.actions:
-        chosen["late_arrival"] = "off"  # the time of this ingest says nothing of when the rows arrived
     place = Place(config.store_uri)
     uri = place.target
     table = open_table(uri)

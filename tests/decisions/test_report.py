@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import html.parser
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from pipeline.config import At, Columns, Config, Decide, Outcome, Source
-from pipeline.decisions import report
+from pipeline.decisions import charts, evidence, report, sections
+from pipeline.decisions.assure import Rule
 from pipeline.errors import StoreError
 from tests.decisions.rundir import EVIL, make_run
 
@@ -186,3 +188,28 @@ def test_nobody_can_be_held_without_a_model(email: Path) -> None:
     text = Page(report.render(given)).text
     assert "Nobody is held: there are too few unsubscribes to learn from." in text
     assert "No model for unsubscribe" in text
+
+
+def test_words_follow_the_exposure() -> None:
+    rule = Rule(None, 1.0, {"redeem": 1.0})
+    decided = {"grocer": {"rows": 10, "sent": 10, "eligible": 10, "waves": [5, 5], "first_wave": {"redeem": 0.7}}}
+    for exposure, words in (
+        ("send", " for the next message"),
+        ("campaign_received", " for the next campaign received"),
+    ):
+        found = sections.answer(decided, rule, exposure)
+        assert found is not None
+        assert found["headline"] == f"10 subscribers ranked{words}."
+    assert charts.plural("campaign_received") == "campaign received"
+
+
+def test_the_cost_curve_reaches_its_end() -> None:
+    """A share of whole rows may lie a hair beyond the round number at which the chart ends."""
+    curve = [
+        {"held_share": s, "cost": s, "caught_share": s, "lost_share": {"click": s / 9}} for s in (0, 0.2, 0.3000236)
+    ]
+    test = {"hold_when": "unsubscribe", "cost": 5, "held_share": 0.2, "caught": {"share": 0.2}, "lost": {"click": {}}}
+    drawn = str(evidence._cost_curve({**test, "curve": curve}))
+    lines = re.findall(r'class="line c[14]" points="([^"]+)"', drawn)
+    assert len(lines) == 2
+    assert all(line.split()[-1].startswith("446.0,") for line in lines)  # the right edge

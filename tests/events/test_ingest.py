@@ -199,13 +199,6 @@ def test_actions(tmp_path: Path, backend: Backend) -> None:
     assert next(r for r in report.rules if r.name == "unknown_kind").count == 1
 
 
-def test_without_a_time_of_arrival_nothing_is_late(tmp_path: Path, backend: Backend) -> None:
-    write(tmp_path / "raw/1.parquet", random_rows(20))
-    report = ingest(config(tmp_path, columns={"ingested_at": None}), backend)
-    assert report.kept == 20
-    assert "late_arrival" not in {rule.name for rule in report.rules}
-
-
 def test_late_arrivals_and_machine_events(tmp_path: Path, backend: Backend) -> None:
     base = {"client": "acme", "provider": None, "amount": None, "user": "u", "campaign": "c"}
     day = START + DAY
