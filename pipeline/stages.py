@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
 from pipeline.backend import Backend, choose, claim_device
-from pipeline.config import UNITS, Columns, Config, Source, format_duration
+from pipeline.config import UNITS, Config, format_duration
+from pipeline.demo import with_source
 from pipeline.errors import ConfigError, EventgrainError, TooLittleError, did_you_mean
 from pipeline.progress import Progress
 from pipeline.rundir import STAGES, PeakMemory, RunDirectory, code_version, fingerprint
@@ -30,18 +31,6 @@ if TYPE_CHECKING:
     from cluster import Cluster
     from pipeline.events.store import EventStore
 
-# The demo's log is mapped like anybody's.
-DEMO_COLUMNS = Columns(
-    subscriber="user_id",
-    ts="event_time",
-    event="event_name",
-    client="client",
-    event_id="message_id",
-    campaign="campaign_id",
-    provider="provider",
-    ingested_at="received_at",
-)
-DEMO_KINDS = ["send", "open", "click", "delete", "complaint", "unsubscribe", "subscribe", "soft_bounce", "hard_bounce"]
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
@@ -106,15 +95,6 @@ def timestamp(us: int) -> str:
 
 def say(text: str) -> None:
     print(text, flush=True)
-
-
-def with_source(config: Config) -> Config:
-    """The configuration, with the simulated demo log as its source where it names none."""
-    if config.source is not None:
-        return config
-    raw = config.run_dir / "raw"
-    source = Source(path=str(raw / "events"), columns=DEMO_COLUMNS, known=DEMO_KINDS, truth=str(raw / "truth"))
-    return config.model_copy(update={"source": source})
 
 
 def simulate_log(config: Config, out: str, workers: int | None = None) -> None:

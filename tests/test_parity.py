@@ -15,6 +15,7 @@ import pytest
 
 from pipeline.backend import Backend, choose, gpu_problem
 from pipeline.config import Config, load
+from pipeline.demo import with_source
 from pipeline.events.ingest import ingest
 from pipeline.events.simulate import simulate
 from pipeline.events.store import EventStore
@@ -22,7 +23,6 @@ from pipeline.features.rollup import rollup
 from pipeline.features.samples import SampleRequest
 from pipeline.features.spec import FeatureSpec
 from pipeline.features.table import FeatureTable, concat, feature_tables
-from pipeline.stages import with_source
 
 pytestmark = [
     pytest.mark.gpu,
