@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pipeline.backend import Backend, choose
 from pipeline.config import Config
+from pipeline.demo import with_source
 from pipeline.errors import StoreError
 from pipeline.rundir import RunDirectory
 
@@ -29,6 +30,8 @@ def make_plan(config: Config) -> Plan:
         ConfigError: the mapping names columns that the source lacks. SourceError: a source file cannot be read.
     """
     backend = choose(config.backend)
+    if (config.run_dir / "raw" / "_COMPLETE.json").exists():
+        config = with_source(config)  # the demo log is there already
     lines = [f"backend     {backend}"]
     new_rows = _source(config, lines)
     stored = _store(config, backend, lines)

@@ -98,6 +98,8 @@ def test_plan_reads_no_data_and_writes_nothing(finished: tuple[Path, str]) -> No
     planned = pipeline_run(folder, "plan", *SMALL)
     assert planned.returncode == 0, planned.stderr
     assert "partitions" in planned.stdout
+    assert "0 new files" in planned.stdout  # all of them are in the store
+    assert "simulate " not in planned.stdout
     assert sorted(p for p in folder.rglob("*")) == before
 
 
