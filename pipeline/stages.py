@@ -153,7 +153,7 @@ def _check_against_log(context: Context) -> None:
     """What the configuration says of the log, against what is in it.
 
     Raises:
-        ConfigError: options for a client that the log does not have, or an as_of that the log does not reach.
+        ConfigError: options or planned sends of a client that the log does not have, or an as_of past its end.
         SourceError: the plan or the suppression list cannot be read.
     """
     config, store = context.config, context.store
@@ -165,6 +165,13 @@ def _check_against_log(context: Context) -> None:
         from pipeline.decisions import lists
 
         # Before an hour of training rather than after it.
+        for client in lists.unknown_clients(config.decide.plan, "decide.plan", clients):
+            raise ConfigError(
+                f"decide.plan: {config.decide.plan!r} plans sends of {client!r}, a client that the log does not have; "
+                f"{did_you_mean(client, clients)} Mend the name, or remove its rows"
+            )
+        for client in lists.unknown_clients(config.decide.suppressed, "decide.suppressed", clients):
+            say(f"warning   decide.suppressed names {client!r}, not a client of this log: nobody is held by it")
         for client in clients:
             if config.decide.plan:
                 lists.read_plan(config.decide.plan, client, context.as_of(client))
@@ -425,7 +432,9 @@ def _has_table(context: Context, name: str) -> bool:
 def _has_models(context: Context) -> bool:
     from pipeline.learning import registry
 
-    return all(registry.intact(context.run.path / "models", client) for client in context.store.clients())
+    # Of the clients that have one: what could not be learnt from is no reason to train the others again.
+    trained = context.run.result("train").get("models", {})
+    return all(registry.intact(context.run.path / "models", client) for client in trained)
 
 
 _STAGES = {

@@ -79,3 +79,33 @@ def test_a_run_with_nothing_to_learn_from_says_why(tmp_path: Path, trained: list
         stages._train(context(tmp_path, "short", "young"))
     with pytest.raises(DataError, match="does not fit"):  # something to mend, and not a lack of history
         stages._train(context(tmp_path, "a", "huge"))
+
+
+def test_a_client_without_a_model_does_not_make_the_others_train_again(
+    tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = context(tmp_path, "a", "short")
+    here.run.record("train", "key", stages._train(here).result, {})
+    monkeypatch.setattr("pipeline.learning.registry.intact", lambda models, client: client == "a")
+    assert stages._has_models(here)
+    monkeypatch.setattr("pipeline.learning.registry.intact", lambda models, client: False)
+    assert not stages._has_models(here)
+
+
+def test_lists_for_a_client_that_is_not_there_are_not_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text("client,subscriber,at\nacmee,u1,2026-06-02\n", encoding="utf-8")
+    here = context(tmp_path, "acme")
+    here.store.bounds = lambda client: (0, 1_780_272_000_000_000)  # 2026-06-01
+    for option in ("plan", "suppressed"):
+        decide = here.config.decide.model_copy(update={option: str(path)})
+        here.config = here.config.model_copy(update={"decide": decide})
+        if option == "plan":
+            with pytest.raises(ConfigError, match=r"plans sends of 'acmee'.*did you mean 'acme'"):
+                stages._check_against_log(here)
+            here.config = here.config.model_copy(update={"decide": decide.model_copy(update={"plan": None})})
+        else:
+            stages._check_against_log(here)
+            assert "decide.suppressed names 'acmee'" in capsys.readouterr().out

@@ -74,6 +74,18 @@ def _of_client(frame: pd.DataFrame, client: str) -> pd.DataFrame:
     return frame[frame["client"].astype(str) == client].reset_index(drop=True)
 
 
+def unknown_clients(path: str | None, option: str, clients: list[str]) -> list[str]:
+    """The clients that a plan or suppression list names and the log does not have, sorted.
+
+    Args:
+        path: None gives none. option: its name in the configuration, for messages.
+    Raises:
+        SourceError: the file cannot be read.
+    """
+    frame = _read(path, option, ["subscriber"]) if path else pd.DataFrame()
+    return sorted(set(frame["client"].astype(str)) - set(clients)) if "client" in frame.columns else []
+
+
 def suppression_list(path: str, client: str) -> np.ndarray:
     """Keys of the subscribers never to send to, int64[m]: of this client, or of all where no column names one.
 
