@@ -15,14 +15,18 @@ if TYPE_CHECKING:
     from pipeline.config import Config as Config
     from pipeline.config import load as load_config
     from pipeline.events.store import EventStore as EventStore
+    from pipeline.extensions import feature as feature
+    from pipeline.extensions import rule as rule
 
 __version__ = "0.1.0"
-__all__ = ["Config", "EventStore", "__version__", "load_config"]
+__all__ = ["Config", "EventStore", "__version__", "feature", "load_config", "rule"]
 
 _HOME = {
     "Config": ("pipeline.config", "Config"),
     "EventStore": ("pipeline.events.store", "EventStore"),
+    "feature": ("pipeline.extensions", "feature"),
     "load_config": ("pipeline.config", "load"),
+    "rule": ("pipeline.extensions", "rule"),
 }
 
 

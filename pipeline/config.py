@@ -247,6 +247,7 @@ class Config(Section):
     backend: Literal["auto", "cpu", "gpu"] = "auto"
     cluster: str = "auto"  # auto | threads | local | gpu | scheduler address
     partitions: Annotated[int, Field(ge=1)] | None = None
+    extensions: Annotated[list[str], BeforeValidator(_names)] = []  # Python files: features and rules of one's own
 
     @model_validator(mode="before")
     @classmethod
