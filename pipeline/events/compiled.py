@@ -170,8 +170,12 @@ def bucket_sort(key: Any, ts: Any, first: Any, shift: Any, buckets: int) -> Any:
 
 @numba.njit(nogil=True, cache=True)
 def merge(key: Any, ts: Any, starts: Any) -> Any:
-    """Merge sorted runs: all rows of the least key, run after run, then that subscriber's rows by time."""
+    """Merge sorted runs: all rows of the least key, run after run, then that subscriber's rows by time.
+
+    Returns the order, the keys and times in it, and whether rows of different runs may tie in both.
+    """
     runs, n = len(starts) - 1, len(key)
+    tied = False
     head, heads = np.empty(runs, np.int64), np.empty(runs, np.int64)
     live = np.empty(runs, np.int64)
     alive = 0
@@ -213,7 +217,9 @@ def merge(key: Any, ts: Any, starts: Any) -> Any:
             alive = kept
         if sources > 1:
             settle_range(k, t, o, begin, at)
-    return o
+            for i in range(begin + 1, at):
+                tied |= t[i] == t[i - 1]
+    return o, k, t, tied
 
 
 @numba.njit(nogil=True, cache=True)

@@ -115,7 +115,9 @@ def read_rows(part: PartPlan, backend: Backend) -> Merged:
     for r in some:
         starts.append(starts[-1] + len(r.rows))
     key, ts = whole.integers("subscriber_key"), whole.integers("ts")
-    order = merge_order(key, ts, starts, backend)
+    order, key_in_order, ts_in_order, tied = merge_order(key, ts, starts, backend)
+    if not tied:
+        return Merged(whole.take(order, {"subscriber_key": key_in_order, "ts": ts_in_order}))
     loader = _Columns(part, some, starts, whole, backend)
     content = sorted([n for n in part.schema.names if n not in CANONICAL] + ["provider", "value"])
     settled = settle(order, key, ts, loader.ranks, content, backend, part.deduplicate, run=loader.run_of_row)

@@ -50,18 +50,22 @@ def sort_order(key: Array, ts: Array, backend: Backend) -> Array:
     return lexsort([key, ts], backend)
 
 
-def merge_order(key: Array, ts: Array, starts: list[int], backend: Backend) -> Array:
+def merge_order(key: Array, ts: Array, starts: list[int], backend: Backend) -> tuple[Array, Array, Array, bool]:
     """The stable order by ``(key, ts)`` of the concatenation of runs that are each sorted so.
 
     Args:
         key, ts: int64[n], the runs one after the other.
         starts: the runs' first positions and, last, n.
+    Returns:
+        the order, int64[n]; the keys and the times in that order; whether rows of different runs may tie in both.
     """
     if backend.compiled:
         from pipeline.events import compiled
 
-        return compiled.merge(key, ts, np.asarray(starts, dtype=np.int64))
-    return lexsort([key, ts], backend)
+        order, key, ts, tied = compiled.merge(key, ts, np.asarray(starts, dtype=np.int64))
+        return order, key, ts, bool(tied)
+    order = lexsort([key, ts], backend)
+    return order, key[order], ts[order], True
 
 
 def lexsort(keys: list[Array], backend: Backend) -> Array:

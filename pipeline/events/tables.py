@@ -6,6 +6,7 @@ Reading is where the two sides differ most, so the difference is kept here; :mod
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,7 +30,10 @@ class Rows(Protocol):
 
     def slice(self, first: int, last: int) -> Rows: ...
     def filter(self, mask: Array) -> Rows: ...
-    def take(self, rows: Array) -> Rows: ...
+    def take(self, rows: Array, known: Mapping[str, Array] = {}) -> Rows:
+        """Some rows in the order given; ``known``: integer columns that are there in that order already."""
+        ...
+
     def ranks(self, name: str, rows: Array) -> Array:
         """Integers that order some rows as the column's values do: nulls first, text by its UTF-8 bytes."""
         ...
@@ -132,8 +136,17 @@ class HostRows:
     def filter(self, mask: np.ndarray) -> HostRows:
         return HostRows(self.table.filter(pa.array(mask)))
 
-    def take(self, rows: np.ndarray) -> HostRows:
-        return HostRows(self.table.take(pa.array(rows)))
+    def take(self, rows: np.ndarray, known: Mapping[str, np.ndarray] = {}) -> HostRows:
+        at, schema = pa.array(rows), self.table.schema
+        return HostRows(
+            pa.Table.from_arrays(
+                [
+                    pa.array(known[n]).view(schema.field(n).type) if n in known else self.table.column(n).take(at)
+                    for n in schema.names
+                ],
+                schema=schema,
+            )
+        )
 
     def ranks(self, name: str, rows: np.ndarray) -> np.ndarray:
         return ranks(one_array(self.table.column(name)), rows)
@@ -219,7 +232,7 @@ class DeviceRows:
     def filter(self, mask: Array) -> DeviceRows:
         return DeviceRows(self.data[mask].reset_index(drop=True), self.backend)
 
-    def take(self, rows: Array) -> DeviceRows:
+    def take(self, rows: Array, known: Mapping[str, Array] = {}) -> DeviceRows:
         return DeviceRows(self.data.iloc[rows].reset_index(drop=True), self.backend)
 
     def ranks(self, name: str, rows: Array) -> Array:

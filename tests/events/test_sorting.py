@@ -46,7 +46,13 @@ def test_sort_and_merge(kernels: Backend, spread: str) -> None:
             )
             k, t = key[order], ts[order]
             wanted = sorted(range(n), key=lambda i: (k[i], t[i]))
-            assert merge_order(k, t, starts, kernels).tolist() == wanted
+            merged, key_there, ts_there, tied = merge_order(k, t, starts, kernels)
+            assert merged.tolist() == wanted
+            assert key_there.tolist() == k[merged].tolist()
+            assert ts_there.tolist() == t[merged].tolist()
+            run = np.searchsorted(starts, merged, side="right")
+            same = (np.diff(key_there) == 0) & (np.diff(ts_there) == 0)
+            assert tied or not (same & (np.diff(run) != 0)).any()
 
 
 def test_key_ranges() -> None:
