@@ -97,34 +97,6 @@ def test_a_large_log_in_any_number_of_partitions(backend: Backend, partitions: i
     assert len(whole) > 5000
 
 
-@generated(150)
-@given(events=logs(), others=logs(max_size=10), at=st.integers(0, 40))
-def test_what_happens_at_or_after_the_decision_changes_no_feature(
-    backend: Backend, events: list[Event], others: list[Event], at: int
-) -> None:
-    """Replace everything at or after an instant: every decision up to it, the ones at it included, sees the same."""
-    instant = at * DAY // 2
-    past = [e for e in events if e.ts < instant]
-    marker = [Event(7, instant, "send", "a", 900)]
-    spoiled = [e._replace(event_id=500 + i) for i, e in enumerate(others) if e.ts >= instant]
-    asked = request(heads=(), as_of=40 * DAY)
-    left = rows(feature_table(frame_of(ordered(events + marker), backend), SPEC, asked, backend), backend)
-    right = rows(feature_table(frame_of(ordered(past + marker + spoiled), backend), SPEC, asked, backend), backend)
-    common = [k for k in left if k[1] <= instant and (k[1] < instant or k[2] == 900)]
-    assert common
-    assert all((left[k] == right[k]).all() for k in common)
-
-
-def test_shifting_by_whole_weeks_changes_nothing(backend: Backend) -> None:
-    events = random_log(np.random.default_rng(6), 3000, 40, 60)
-    week = 7 * DAY
-    later = [e._replace(ts=e.ts + 5 * week) for e in events]
-    one = feature_table(frame_of(events, backend), SPEC, request(as_of=60 * DAY), backend)
-    two = feature_table(frame_of(later, backend), SPEC, request(as_of=60 * DAY + 5 * week), backend)
-    for name in ("X", "y", "mask", "split"):
-        assert (backend.to_host(getattr(one, name)) == backend.to_host(getattr(two, name))).all(), name
-
-
 def test_as_known_at_hides_what_came_later(backend: Backend) -> None:
     events = random_log(np.random.default_rng(7), 500, 10, 30)
     late = {e.event_id for e in events if e.event_id % 3 == 0}
