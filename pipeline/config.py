@@ -115,6 +115,7 @@ class Source(Section):
     kinds: dict[str, Names] = {}  # canonical kind -> the source's names of it, e.g. {unsubscribe: [unsub, opt_out]}
     known: list[str] | None = None  # kinds to accept, after mapping; None accepts every kind
     carry: list[str] = []  # further source columns to keep
+    on_error: Literal["quarantine", "fail"] = "quarantine"  # a file that cannot be taken is set aside, or an error
     truth: str | None = None  # a simulated log's true probabilities; read when a model is evaluated, never to learn
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pipeline.backend import Backend, choose
 from pipeline.config import Config
 from pipeline.demo import with_source
-from pipeline.errors import StoreError
+from pipeline.errors import ConfigError, StoreError
 from pipeline.rundir import RunDirectory
 
 # Rows a second and core, where no earlier run of this name has measured them (two cores of a small server).
@@ -61,8 +61,18 @@ def _source(config: Config, lines: list[str]) -> int:
     table = open_table(place.target)
     known = known_sources(manifests(place, table).values()) if table is not None else {}
     sources = discover(config.source.path, known, 4)
+    bad = {found.name: error for found, error in [*sources.bad, *sources.changed]}
+    misfits: dict[str, ConfigError] = {}
     for file in {u.file.name: u.file for u in sources.units}.values():
-        map_columns(config.source, file.schema.names, repr(file.name), file.hive)
+        try:
+            map_columns(config.source, file.schema.names, repr(file.name), file.hive)
+        except ConfigError as error:
+            misfits[file.name] = error
+    if misfits and (config.source.on_error == "fail" or len(misfits) == sources.files):
+        raise next(iter(misfits.values()))
+    if bad and config.source.on_error == "fail":
+        raise next(iter(bad.values()))
+    sources.drop(misfits)
     rows = sum(u.rows for u in sources.units)
     size = sum({u.file.name: u.file.size for u in sources.units}.values())
     batches = make_batches(sources.units, config.batch_rows)
@@ -70,6 +80,7 @@ def _source(config: Config, lines: list[str]) -> int:
         f"source      {sources.files:,} new files, {rows:,} rows, {size / 1e6:,.1f} MB in {config.source.path}"
     )
     lines.append(f"            {len(sources.skipped):,} files already in the store")
+    lines += [f"            set aside: {error}" for error in [*bad.values(), *misfits.values()]]
     if batches:
         largest = max(sum(u.rows for u in batch) for batch in batches)
         lines.append(

@@ -159,6 +159,7 @@ class RunDirectory:
             "untrained": train.get("untrained", {}),
             "decisions": self.result("decide").get("clients", {}),
             "rules": ingest.get("rules", []),
+            "bad_files": ingest.get("bad_files", []),
             "run": read_json(self.path / "environment.json"),
         }
 

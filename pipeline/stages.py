@@ -268,8 +268,11 @@ def _simulate(context: Context) -> Outcome:
 def _ingest(context: Context) -> Outcome:
     from pipeline.events.ingest import ingest
 
+    before = context.run.result("ingest").get("bad_files", [])
     with Progress("ingest") as progress:
         report = ingest(context.config, context.backend, progress)
+    for bad in report.bad_files:
+        say(f"warning   set aside: {bad['error']}; it is tried again at every run")
     context.refresh()
     store = context.store
     # Of the whole store, like the events: of earlier days, and of batches whose run was interrupted after its commit.
@@ -280,8 +283,9 @@ def _ingest(context: Context) -> Outcome:
         "rules": [*rules, *found.values()],
         "version": store.version(),
         "clients": store.clients(),
+        "bad_files": report.bad_files,
     }
-    idle = not report.rows_in and not report.compacted
+    idle = not report.rows_in and not report.compacted and report.bad_files == before
     return Outcome(report.line(), report.rows_in, result, idle, report.compile_seconds)
 
 

@@ -6,6 +6,7 @@ does the same by itself. Named fault points (:func:`fault`) let tests kill the p
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import glob as globbing
 import hashlib
@@ -102,8 +103,9 @@ def find_files(uri: str) -> tuple[Any, list[Found]]:
     for info in infos:
         stamp = _stamp(info)
         if local:
-            stat = os.stat(info.path)  # noqa: PTH116
-            stamp = f"{stat.st_mtime_ns}-{stat.st_ctime_ns}"
+            with contextlib.suppress(FileNotFoundError):  # gone since it was listed: reading it will say so
+                stat = os.stat(info.path)  # noqa: PTH116
+                stamp = f"{stat.st_mtime_ns}-{stat.st_ctime_ns}"
         found.append(Found(prefix + info.path, info.path, int(info.size), stamp))
     if not found:
         raise SourceError(

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -30,25 +30,30 @@ from pipeline.events.commit import (
     manifests,
     open_table,
     table_schema,
-    table_settings,
 )
 from pipeline.events.files import Place, fault
+from pipeline.events.fitting import agree
 from pipeline.events.index import Groups
 from pipeline.events.parts import Part, Sorter, combine
 from pipeline.events.prepare import Prepared, prepare
 from pipeline.events.quality import RULES, RuleResult, actions, refuse
-from pipeline.events.schema import (
-    FORMAT_VERSION,
-    carried_type,
-    map_columns,
-    mapped_columns,
-    to_micros,
+from pipeline.events.schema import FORMAT_VERSION
+from pipeline.events.setaside import SetAside
+from pipeline.events.sources import (
+    Known,
+    Sources,
+    Unit,
+    bad_file,
+    batch_id,
+    discover,
+    make_batches,
+    with_digest,
 )
-from pipeline.events.sources import Known, Sources, Unit, batch_id, discover, make_batches, with_digest
 from pipeline.events.writing import Written, group_bits, write_file
 from pipeline.progress import Progress
 
 WORKERS = 2
+T = TypeVar("T")
 
 
 @dataclass
@@ -68,6 +73,7 @@ class IngestReport:
     per_client: dict[str, dict[str, int]] = field(default_factory=dict)
     compacted: dict[str, int] = field(default_factory=dict)  # client -> files replaced
     compile_seconds: float = 0.0  # of ``seconds``; next to nothing once numba has cached its code
+    bad_files: list[dict[str, Any]] = field(default_factory=list)  # set aside: file, size, sha256, error, changed, time
     version: int = -1
     seconds: float = 0.0
 
@@ -126,7 +132,8 @@ def ingest(
     Returns:
         an :class:`IngestReport`; ingesting the same files again adds nothing and says so.
     Raises:
-        ConfigError: the mapping does not fit, before any work; SourceError: a file is unreadable or has changed;
+        ConfigError: the mapping fits no file, before any work; SourceError: no file can be read or, with
+        ``source.on_error: fail``, one cannot or has changed;
         DataError: a rule's action is fail, or too many rows are rejected; StoreError: the store cannot be written.
     """
     started = time.perf_counter()
@@ -138,10 +145,19 @@ def ingest(
     table = open_table(uri)
     known = known_sources(manifests(place, table).values()) if table is not None else {}
     sources = discover(config.source.path, known, workers * 2)
+    aside = SetAside(config.source.on_error, config.run_dir, sources.fs)
+    for found, error in sources.bad:
+        aside.add(found, error)
+    for found, error in sources.changed:
+        aside.add(found, error, changed=True)
+    agreed = agree(config, sources, table, uri, aside) if sources.units else None
+    if not sources.units:
+        aside.refuse_all()
+    aside.save()
     report = IngestReport(files=sources.files, skipped_files=len(sources.skipped))
     results = {name: RuleResult(name, action) for name, action in chosen.items() if action != "off"}
-    if sources.units:
-        settings, carried = _settle_schema(config, sources, table, uri)
+    if agreed is not None and sources.units:
+        settings, carried = agreed
         if table is None:
             table = create_table(place, settings, carried)
         missing = {n: t for n, t in carried.items() if n not in table_schema(table).names}
@@ -154,7 +170,11 @@ def ingest(
         if progress is not None and progress.total is None:
             progress.total = sum(u.rows for u in sources.units)
             progress.restart()
-        _Ingest(config, backend, progress, workers, chosen, place, settings, carried, report, results).run(sources)
+        work = _Ingest(config, backend, progress, workers, chosen, place, settings, carried, report, results, aside)
+        if not work.run(sources):
+            aside.refuse_all()
+        aside.save()
+    report.bad_files = [bad.public() for bad in aside.files.values()]
     if compaction and table is not None:
         from pipeline.events.compaction import compact_closed
 
@@ -166,55 +186,6 @@ def ingest(
     report.version = final.version() if final is not None else -1
     report.seconds = time.perf_counter() - started
     return report
-
-
-def _settle_schema(config: Config, sources: Sources, table: Any, uri: str) -> tuple[Settings, dict[str, pa.DataType]]:
-    """Check the mapping against every new file and fix the store's settings, before any work."""
-    source = config.source
-    assert source is not None
-    mapped = mapped_columns(source)
-    carried: dict[str, pa.DataType] = {}
-    texts = False
-    for file in {u.file.name: u.file for u in sources.units}.values():
-        map_columns(source, file.schema.names, repr(file.name), file.hive)
-        types = {f.name: f.type for f in file.schema} | {
-            n: pa.string() for n in file.hive if n not in file.schema.names
-        }
-        for name in ("ts", "ingested_at"):
-            if name in mapped:  # refuses numbers without a unit, and types that are no time
-                to_micros(pa.nulls(0, types[mapped[name]]), source.time_unit, mapped[name], repr(file.name))
-        for name in source.carry:
-            kind = carried_type(types[name], name)
-            before = carried.setdefault(name, kind)
-            if before != kind and not pa.types.is_null(types[name]):
-                raise SourceError(
-                    f"column {name!r} is {types[name]} in {file.name!r}, but {before} in files before it; "
-                    "a carried column has one type"
-                )
-        if "event_id" in mapped:
-            kind = types[mapped["event_id"]]
-            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-            texts |= not (pa.types.is_signed_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind))
-            texts |= pa.types.is_uint64(kind)
-    made = "event_id" not in mapped
-    settings = Settings("string" if texts else "int64", made, config.deduplicate)
-    if table is None:
-        return settings, carried
-    have = table_settings(table, uri)
-    if have.made_ids != made:
-        state = "has event ids made from whole rows" if have.made_ids else "has the source's own event ids"
-        raise ConfigError(f"the store {uri!r} {state}; source.columns.event_id cannot change. Use another store")
-    if have.deduplicate != config.deduplicate:
-        raise ConfigError(
-            f"the store {uri!r} was made with deduplicate={have.deduplicate}; use another store to change it"
-        )
-    schema = table_schema(table)
-    for name, kind in carried.items():
-        if name in schema.names and schema.field(name).type != kind:
-            raise ConfigError(
-                f"column {name!r} is {kind}, but the store {uri!r} carries it as {schema.field(name).type}"
-            )
-    return have, carried
 
 
 @dataclass
@@ -231,16 +202,16 @@ class _Ingest:
     carried: dict[str, pa.DataType]
     report: IngestReport
     results: dict[str, RuleResult]
+    aside: SetAside
 
-    def run(self, sources: Sources) -> None:
-        salt = json.dumps([FORMAT_VERSION, self.config.source.model_dump(mode="json") if self.config.source else None])
+    def run(self, sources: Sources) -> bool:
+        """Batch by batch; False where every file turned out bad."""
         with ThreadPoolExecutor(self.workers) as pool:
-            for planned in make_batches(sources.units, self.config.batch_rows):
-                units = list(pool.map(lambda u: with_digest(sources.fs, u), planned))
-                name = batch_id(units, salt)
-                self.batch(Batch(name, name, units), sources.fs, pool)
+            taken = [self.batch(some, sources.fs, pool) for some in make_batches(sources.units, self.config.batch_rows)]
+        return any(taken)
 
-    def batch(self, batch: Batch, fs: Any, pool: ThreadPoolExecutor) -> None:
+    def batch(self, planned: list[Unit], fs: Any, pool: ThreadPoolExecutor) -> bool:
+        """Take a batch's files, all but those that turn out bad, and commit them; False where all did."""
         arrival = time.time_ns() // 1000
 
         def one(unit: Unit) -> Prepared:
@@ -249,7 +220,13 @@ class _Ingest:
                 self.progress.advance(prepared.rows, unit.file.name.rpartition("/")[2])
             return prepared
 
-        parts = _all(pool, one, batch.units)
+        digested = self.good(pool, lambda u: with_digest(fs, u), planned)
+        found = self.good(pool, one, [unit for _, unit in digested])
+        if not found:
+            return False
+        units, parts = [unit for unit, _ in found], [prepared for _, prepared in found]
+        name = batch_id(units, self.salt())
+        batch = Batch(name, name, units)
         if not all(p.dated for p in parts):
             batch.run = f"{batch.batch}_{arrival:x}"
         keep = self.config.quality.keep_examples
@@ -291,6 +268,37 @@ class _Ingest:
                 batch=batch.batch,
             ),
         )
+        return True
+
+    def salt(self) -> str:
+        """What, beside the files, makes a batch what it is."""
+        source = self.config.source.model_dump(mode="json", exclude={"on_error"}) if self.config.source else None
+        return json.dumps([FORMAT_VERSION, source])
+
+    def good(self, pool: ThreadPoolExecutor, task: Callable[[Unit], T], units: list[Unit]) -> list[tuple[Unit, T]]:
+        """What a task makes of each unit; a file that it finds bad is set aside, with all its units."""
+
+        def tried(unit: Unit) -> T | EventgrainError:
+            try:
+                return task(unit)
+            except (SourceError, ConfigError) as error:
+                return error
+            except (OSError, pa.ArrowException, UnicodeError, OverflowError) as error:
+                return bad_file(unit.file.name, error)
+
+        units = [u for u in units if u.file.name not in self.aside]
+        found: list[tuple[Unit, T]] = []
+        before = len(self.aside.files)
+        for unit, result in zip(units, _all(pool, tried, units), strict=True):
+            if isinstance(result, EventgrainError):
+                self.aside.add(unit.file.found, result)
+            else:
+                found.append((unit, result))
+        self.report.files -= len(self.aside.files) - before
+        found = [(unit, result) for unit, result in found if unit.file.name not in self.aside]
+        if found and len(self.aside.files) > before:
+            self.aside.save()
+        return found
 
     def finish(self, batch: Batch, added: bool) -> None:
         """Count a batch; one that somebody else committed meanwhile added nothing."""

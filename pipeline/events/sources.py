@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -33,6 +33,10 @@ class SourceFile:
     def hive(self) -> dict[str, str]:
         return hive_parts(self.name)
 
+    @property
+    def found(self) -> Found:
+        return Found(self.name, self.path, self.size, self.stamp)
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -60,12 +64,25 @@ class Known:
 
 @dataclass
 class Sources:
-    """``units``: not yet ingested; ``skipped``: names of files ingested before; ``files``: how many to ingest."""
+    """``units``: not yet ingested; ``skipped``: names of files ingested before; ``files``: how many to ingest;
+    ``bad``: those that cannot be read, each with its error; ``changed``: those whose content is not what was ingested.
+    """
 
     fs: Any
     units: list[Unit]
     skipped: list[str]
     files: int
+    bad: list[tuple[Found, SourceError]] = field(default_factory=list)
+    changed: list[tuple[Found, SourceError]] = field(default_factory=list)
+
+    def drop(self, names: Container[str]) -> None:
+        """Leave out some files."""
+        self.units = [u for u in self.units if u.file.name not in names]
+        self.files = len({u.file.name for u in self.units})
+
+
+class ChangedError(SourceError):
+    """A file that was ingested before has other content now."""
 
 
 def bad_file(name: str, error: BaseException) -> SourceError:
@@ -100,44 +117,54 @@ def discover(uri: str, known: Mapping[str, Known], workers: int) -> Sources:
     A file is its path, size and digest. One whose size and stamp (times of change) are those recorded is taken as
     unchanged without reading it; another stamp with the same digest is unchanged too.
 
+    A file that cannot be read is in ``bad``, one already ingested that has other content now in ``changed``.
+
     Raises:
-        SourceError: a file already ingested has other content now; a file cannot be read.
+        SourceError: the source cannot be listed, or holds no Parquet file.
     """
     fs, found = find_files(uri)
 
-    def look(item: Found) -> SourceFile | None:
+    def look(item: Found) -> SourceFile | SourceError | None:
         before = known.get(item.name)
-        if before is not None:
-            changed = before.size != item.size
-            if not changed and before.stamp != item.stamp:
-                changed = digest_of(fs, item.path) != before.sha256
-            if changed:
-                raise SourceError(
-                    f"source file {item.name!r} was ingested before and its content has changed since (then "
-                    f"{before.size:,} bytes, SHA-256 {before.sha256[:12]}; now {item.size:,} bytes). Source files are "
-                    "never reread: put the old content back, and write new rows to a new file"
-                )
-            if len(before.groups) >= before.total_groups:
-                return None
-        return read_footer(fs, item)
+        try:
+            if before is not None:
+                now = f"{item.size:,} bytes"
+                changed = before.size != item.size
+                if not changed and before.stamp != item.stamp:
+                    sha = digest_of(fs, item.path)
+                    changed, now = sha != before.sha256, f"{now}, SHA-256 {sha[:12]}"
+                if changed:
+                    return ChangedError(
+                        f"source file {item.name!r} was ingested before and its content has changed since (then "
+                        f"{before.size:,} bytes, SHA-256 {before.sha256[:12]}; now {now}). Source files are never "
+                        "reread: put the old content back, and write new rows to a new file"
+                    )
+                if len(before.groups) >= before.total_groups:
+                    return None
+            return read_footer(fs, item)
+        except SourceError as error:
+            return error
+        except (OSError, pa.ArrowException) as error:
+            return bad_file(item.name, error)
 
     with ThreadPoolExecutor(max(workers, 1)) as pool:
         looked = list(pool.map(look, found))
-    units: list[Unit] = []
-    skipped = []
-    files = 0
+    sources = Sources(fs, [], [], 0)
     for item, file in zip(found, looked, strict=True):
-        if file is None:
-            skipped.append(item.name)
+        if isinstance(file, SourceError):
+            (sources.changed if isinstance(file, ChangedError) else sources.bad).append((item, file))
             continue
-        files += 1
+        if file is None:
+            sources.skipped.append(item.name)
+            continue
+        sources.files += 1
         done = known[item.name].groups if item.name in known else set()
         left = [g for g in range(len(file.group_rows)) if g not in done]
         if not left:
-            units.append(Unit(file, 0, 0))
+            sources.units.append(Unit(file, 0, 0))
         for first, last in _runs(left):
-            units.append(Unit(file, first, last))
-    return Sources(fs, units, skipped, files)
+            sources.units.append(Unit(file, first, last))
+    return sources
 
 
 def _runs(numbers: list[int]) -> Iterable[tuple[int, int]]:
@@ -220,6 +247,7 @@ def read_unit(fs: Any, unit: Unit, columns: list[str] | None, categories: Callab
             pq.ParquetFile(handle, read_dictionary=names, page_checksum_verification=True) as file,
         ):
             table = file.read_row_groups(list(range(unit.first, unit.last)), columns=wanted, use_threads=False)
+        table.validate(full=True)  # text that is no UTF-8, which no page checksum need have caught
     except (OSError, pa.ArrowException) as error:
         raise bad_file(unit.file.name, error) from None
     for name, value in unit.file.hive.items():

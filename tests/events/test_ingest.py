@@ -105,7 +105,7 @@ def test_same_files_again_add_nothing(tmp_path: Path, backend: Backend) -> None:
 
 
 def test_a_changed_source_file_is_refused_by_name(tmp_path: Path, backend: Backend) -> None:
-    settings = config(tmp_path)
+    settings = config(tmp_path, {"on_error": "fail"})
     path = write(tmp_path / "raw/1.parquet", random_rows(50))
     ingest(settings, backend)
     write(path, random_rows(50, seed=9))
@@ -236,7 +236,8 @@ def test_mapping_errors_come_before_any_work(tmp_path: Path, backend: Backend) -
     assert not Path(config(tmp_path).store_uri).exists()
     write(tmp_path / "raw/2.parquet", [{k: v for k, v in r.items() if k != "campaign"} for r in random_rows(10)])
     with pytest.raises(ConfigError, match=r"2\.parquet.*no column 'campaign'"):
-        ingest(config(tmp_path), backend)
+        ingest(config(tmp_path, {"on_error": "fail"}), backend)
+    assert not Path(config(tmp_path).store_uri).exists()
     (tmp_path / "none").mkdir()
     with pytest.raises(SourceError, match="no Parquet file"):
         ingest(config(tmp_path, {"path": str(tmp_path / "none")}), backend)
@@ -251,7 +252,7 @@ def test_a_damaged_source_file_is_named(tmp_path: Path, backend: Backend) -> Non
     for damaged in (whole[: len(whole) // 2], b"", b"text", whole[:2000] + bytes(1500) + whole[3500:]):
         path.write_bytes(damaged)
         with pytest.raises(SourceError, match=r"2\.parquet"):
-            ingest(config(tmp_path), backend)
+            ingest(config(tmp_path, {"on_error": "fail"}), backend)
 
 
 def test_hostile_clients_stay_inside(tmp_path: Path, backend: Backend) -> None:
