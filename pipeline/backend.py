@@ -186,6 +186,11 @@ class Backend:
         """The module of this backend's kernels on sorted segments: the array functions, or their compiled twins."""
         return importlib.import_module(f"pipeline.features.{'compiled' if self.compiled else 'kernels'}")
 
+    @property
+    def aggregates(self) -> Any:
+        """The same of the functions on windows of positions."""
+        return importlib.import_module(f"pipeline.features.{'compiled_' if self.compiled else ''}aggregates")
+
 
 PANDAS = Backend("pandas", "asked for")
 

@@ -34,11 +34,11 @@ __all__ = [
 Array = np.ndarray[Any, Any]
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return cast(Callable[..., Any], numba.njit(nogil=True, cache=True)(function))
 
 
-@_compiled
+@compiled
 def _segments(key: Array, ts: Array) -> tuple[Array, Array, bool]:
     n = len(key)
     seg = np.empty(n, np.int64)
@@ -58,7 +58,7 @@ def _segments(key: Array, ts: Array) -> tuple[Array, Array, bool]:
     return starts, seg, ordered
 
 
-@_compiled
+@compiled
 def _lower_bounds(starts: Array, ts: Array, seg: Array, at: Array) -> Array:
     out = np.empty(len(seg), np.int64)
     for i in range(len(seg)):
@@ -73,7 +73,7 @@ def _lower_bounds(starts: Array, ts: Array, seg: Array, at: Array) -> Array:
     return out
 
 
-@_compiled
+@compiled
 def _window_counts(
     starts: Array, ts: Array, codes: Array, kinds: int, seg: Array, at: Array, windows: Array, out: Array
 ) -> None:
@@ -109,7 +109,7 @@ def _window_counts(
             out[i, j] = count[j]
 
 
-@_compiled
+@compiled
 def _last_times(starts: Array, ts: Array, codes: Array, kinds: int, seg: Array, at: Array, never: int) -> Array:
     out = np.empty((len(seg), kinds), np.int64)
     latest = np.empty(kinds, np.int64)
@@ -128,7 +128,7 @@ def _last_times(starts: Array, ts: Array, codes: Array, kinds: int, seg: Array, 
     return out
 
 
-@_compiled
+@compiled
 def _ignored_streak(starts: Array, ts: Array, exposed: Array, responded: Array, seg: Array, at: Array) -> Array:
     out = np.empty(len(seg), np.int64)
     current, now, stop = np.int64(-1), np.int64(0), np.int64(0)
