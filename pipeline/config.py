@@ -240,6 +240,7 @@ class Config(Section):
         "open": Outcome(events=["open"], within=3 * UNITS["d"], match="campaign"),
     }
     lateness: Duration = 2 * UNITS["d"]
+    keep_snapshots: Duration = 7 * UNITS["d"]  # how long `clean` leaves the files of earlier snapshots
     split: Split = Split()
     model: Model = Model()
     decide: Decide = Decide()

@@ -27,6 +27,14 @@ COMMANDS = {
     "train": "ingest, and a model for each client, measured on a hold-out in time",
     "decide": "everything up to the send/hold list",
     "report": "everything up to report.html",
+    "verify": "check digests, sizes and row counts of the whole store",
+    "compact": "merge small files of the store, as every run does for closed months",
+    "clean": "remove orphans and files of old snapshots: --dry-run, --older-than",
+}
+# The options that one command alone takes.
+OPTIONS = {
+    "simulate": ("events", "out", "clients", "days", "seed", "ids", "workers"),
+    "clean": ("dry_run", "older_than"),
 }
 
 DESCRIPTION = """\
@@ -91,6 +99,13 @@ def build_parser() -> argparse.ArgumentParser:
     simulate.add_argument("--seed", type=int, metavar="N", help="same seed, same log (1)")
     simulate.add_argument("--ids", choices=["string", "integer"], help="form of subscriber and campaign ids")
     simulate.add_argument("--workers", type=_count, metavar="N", help="threads to simulate with")
+    clean = parser.add_argument_group("clean")
+    clean.add_argument(
+        "--dry-run", action="store_true", default=None, help="name what would be removed; remove nothing"
+    )
+    clean.add_argument(
+        "--older-than", metavar="AGE", help="leave orphans younger than this, as 12h (24h on object stores, else none)"
+    )
     return parser
 
 
@@ -167,12 +182,11 @@ def _main(argv: Sequence[str] | None) -> int:
 
 
 def _dispatch(command: str, overrides: list[str], options: argparse.Namespace) -> int:
-    simulated = {k: getattr(options, k) for k in ("events", "out", "clients", "days", "seed", "ids", "workers")}
-    given = [f"--{k}" for k, v in simulated.items() if v is not None]
-    if command != "simulate" and given:
-        raise ConfigError(
-            f"the command simulate alone takes {', '.join(given)}; elsewhere write for example simulate.events=2000000"
-        )
+    for owner, names in OPTIONS.items():
+        given = [f"--{k.replace('_', '-')}" for k in names if getattr(options, k) is not None]
+        if command != owner and given:
+            hint = "; elsewhere write for example simulate.events=2000000" if owner == "simulate" else ""
+            raise ConfigError(f"the command {owner} alone takes {', '.join(given)}{hint}")
     for key in ("as_of", "backend", "cluster"):
         value = getattr(options, key)
         if value is not None:
@@ -185,7 +199,7 @@ def _dispatch(command: str, overrides: list[str], options: argparse.Namespace) -
         if options.out is None:
             raise ConfigError("simulate needs --out DIR, the folder to write the log into")
         keys = ("events", "clients", "days", "seed", "ids")
-        overrides += [f"simulate.{k}={simulated[k]}" for k in keys if simulated[k] is not None]
+        overrides += [f"simulate.{k}={getattr(options, k)}" for k in keys if getattr(options, k) is not None]
         config = configuration.load(options.config, overrides)
         stages.simulate_log(config, options.out, options.workers)
         return 0
@@ -194,6 +208,11 @@ def _dispatch(command: str, overrides: list[str], options: argparse.Namespace) -
         from pipeline.plan import make_plan
 
         print("\n".join(make_plan(config).lines))
+        return 0
+    if command in ("verify", "compact", "clean"):
+        from pipeline import upkeep
+
+        getattr(upkeep, command)(config, **{name: getattr(options, name) for name in OPTIONS.get(command, ())})
         return 0
     stages.run(config, until="report" if command == "all" else command)
     return 0

@@ -23,6 +23,8 @@ from pipeline.run import main
         (["train", "decide"], "'decide' is neither a command"),
         (["train", "--events", "5"], "the command simulate alone takes --events"),
         (["simulate"], "simulate needs --out DIR"),
+        (["verify", "--dry-run"], "the command clean alone takes --dry-run"),
+        (["clean", "--older-than", "soon"], "--older-than: 'soon' is not a duration"),
         (["simulate", "--out", "x", "--events", "many"], "'many' is not a number"),
         (["simulate", "--out", "x", "--events", "-5"], "--events"),
         (["simulate", "--out", "x", "--ids", "uuid"], "invalid choice: 'uuid'"),
@@ -50,7 +52,7 @@ def test_help_is_light() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "HEAVY []" in out
-    for command in ("plan", "simulate", "ingest", "rollup", "train", "decide", "report"):
+    for command in ("plan", "simulate", "ingest", "rollup", "train", "decide", "report", "verify", "clean"):
         assert f"\n  {command} " in out
 
 

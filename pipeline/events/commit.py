@@ -115,6 +115,11 @@ def add_columns(table: Any, missing: Mapping[str, pa.DataType]) -> None:
     table.alter.add_columns(list(schema.fields))
 
 
+def store_id(table: Any) -> str:
+    """What tells a store from all others."""
+    return str(table.metadata().id)
+
+
 def committed(table: Any, run: str) -> bool:
     return table is not None and table.transaction_version(f"eventgrain/{run}") is not None
 
@@ -161,15 +166,22 @@ def verify(place: Place, entries: list[dict[str, Any]], schema: pa.Schema, worke
 
 
 def _stats(entry: Mapping[str, Any]) -> str:
+    """A file's statistics for any Delta reader.
+
+    The bounds of the keys are wide: a subscriber who happens to be the first or last of a file must not stay in the log
+    for as long as it is kept, after being forgotten.
+    """
+
     def time(us: int) -> str:
         at = dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=us)
         return at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
+    wide = {"min": entry["key_min"] >> 32 << 32, "max": entry["key_max"] | 0xFFFF_FFFF}
     bounds = {
-        f"{side}Values": {"subscriber_key": entry[f"key_{side}"], "ts": time(entry[f"ts_{side}"])}
-        for side in ("min", "max")
+        f"{side}Values": {"subscriber_key": wide[side], "ts": time(entry[f"ts_{side}"])} for side in ("min", "max")
     }
-    return json.dumps({"numRecords": entry["rows"], **bounds, "nullCount": {"subscriber_key": 0, "ts": 0}})
+    nulls = {"subscriber_key": 0, "ts": 0}
+    return json.dumps({"numRecords": entry["rows"], "tightBounds": False, **bounds, "nullCount": nulls})
 
 
 def commit(

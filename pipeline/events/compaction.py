@@ -4,7 +4,8 @@ A log ingested day by day is many small sorted files, and a read opens each of t
 have arrived that are ``lateness`` past its end), the batches that end in it are merged: their duplicates are dropped
 for good, and rows are written again, one set of files for each calendar month (UTC) they fall in. One commit to the
 Delta log adds the new files and removes the old, so a reader sees either; older snapshots still read the old files.
-A batch that spans months by itself, as a bulk load does, is left alone: it is large and sorted already.
+A batch that spans months by itself, as a bulk load does, is left alone: it is large and sorted already. The month that
+is still open is merged like that whenever it has gathered more than :data:`OPEN` batches, as an hourly ingest does.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pipeline.config import UNITS
 from pipeline.events.commit import commit
 from pipeline.events.files import fault
 from pipeline.events.index import Groups, run_of
+from pipeline.events.locks import writing
 from pipeline.events.parts import check_keys
 from pipeline.events.reading import PartPlan, read_rows
 from pipeline.events.schema import FORMAT_VERSION, numpy_of
@@ -33,6 +35,7 @@ from pipeline.events.writing import SortedRows, Written, group_bits, part_bits, 
 
 LATENESS = 2 * UNITS["d"]
 COMPACTED = "merged_"  # how the names of compacted runs begin; ingested batches are hexadecimal
+OPEN = 40  # more batches than these in a month that is not closed are merged: a partition opens a file of each
 MANY = 4  # this many compacted sets of one month, from late arrivals, are merged again
 
 
@@ -78,7 +81,10 @@ def _runs(store: EventStore, client: str) -> list[_Run]:
 
 
 def due(store: EventStore, client: str, lateness: int = LATENESS) -> dict[int, list[str]]:
-    """Closed month -> the files to merge: those of two or more batches that end in it, or of many earlier merges."""
+    """Month -> the files to merge: those of two or more batches that end in it, or of many earlier merges.
+
+    A month that is not closed yet waits for more than :data:`OPEN` batches.
+    """
     last = store.bounds(client)[1]
     batches: dict[int, list[_Run]] = defaultdict(list)
     merged: dict[int, list[_Run]] = defaultdict(list)
@@ -89,10 +95,9 @@ def due(store: EventStore, client: str, lateness: int = LATENESS) -> dict[int, l
             merged[run.compacted].append(run)
     found: dict[int, list[str]] = {}
     for month in sorted({*batches, *merged}):
-        if last < month_start(month + 1) + lateness:
-            continue
-        chosen = batches[month] if len(batches[month]) > 1 else []
-        if len(merged[month]) + bool(chosen) >= MANY:
+        closed = last >= month_start(month + 1) + lateness
+        chosen = batches[month] if len(batches[month]) > (1 if closed else OPEN) else []
+        if len(merged[month]) + bool(chosen) >= MANY and (closed or chosen):
             chosen = chosen + merged[month]
         if chosen:
             found[month] = sorted(path for run in chosen for path in run.paths)
@@ -100,7 +105,7 @@ def due(store: EventStore, client: str, lateness: int = LATENESS) -> dict[int, l
 
 
 def compact(store: EventStore, client: str, lateness: int = LATENESS, workers: int = 2) -> int:
-    """Merge the batches of a client's closed months; what reads yield does not change.
+    """Merge the batches of a client's months that are due; what reads yield does not change.
 
     Returns:
         the number of files replaced; 0 when there was nothing to do, or someone else did it meanwhile.
@@ -116,7 +121,8 @@ def compact(store: EventStore, client: str, lateness: int = LATENESS, workers: i
 def compact_closed(uri: str, lateness: int = LATENESS, workers: int = 2) -> dict[str, int]:
     """Compact every client of a store: client -> files replaced, for those with any."""
     store = EventStore(uri)
-    found = {client: compact(store, client, lateness, workers) for client in store.clients()}
+    with writing(store.place):
+        found = {client: compact(store, client, lateness, workers) for client in store.clients()}
     return {client: count for client, count in found.items() if count}
 
 

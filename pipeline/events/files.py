@@ -241,8 +241,30 @@ class Place:
         base = len(self.root) + 1
         return sorted(i.path[base:] for i in self.fs.get_file_info(selector) if i.type == pafs.FileType.File)
 
+    def stats(self, name: str = "") -> tuple[Stat, ...]:
+        """Name, size and time of change of all files below the folder ``name``, sorted by name."""
+        selector = pafs.FileSelector(self.path(name).rstrip("/"), recursive=True, allow_not_found=True)
+        base = len(self.root) + 1
+        files = [i for i in self.fs.get_file_info(selector) if i.type == pafs.FileType.File]
+        return tuple(sorted((Stat(i.path[base:], int(i.size), _changed(i)) for i in files), key=lambda s: s.name))
+
     def delete(self, name: str) -> None:
-        self.fs.delete_file(self.path(name))
+        """Delete a file; one that is gone already is fine."""
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.delete_file(self.path(name))
+
+
+@dataclass(frozen=True)
+class Stat:
+    """``changed``: int us UTC, None where the filesystem does not say."""
+
+    name: str
+    size: int
+    changed: int | None
+
+
+def _changed(info: Any) -> int | None:
+    return None if info.mtime_ns is None else int(info.mtime_ns) // 1000
 
 
 def sync_folder(folder: Path) -> None:

@@ -2,11 +2,14 @@
 
 Each commit writes one Parquet file ``_eventgrain/<run>.parquet`` beside the Delta log: a row for every row group (see
 :data:`INDEX`), and, in its metadata under ``manifest``, JSON with the run's sources, files, digests and counts. The
-names of data files begin with their run, so a snapshot's list of files says which indexes it needs.
+names of data files begin with their run, so a snapshot's list of files says which indexes it needs. A digest of both
+stands in the metadata under ``sha256`` and is compared at every load: it needs nothing outside the file, so it outlives
+the Delta log's cleaning, and a file that is replaced brings its own.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -79,10 +82,21 @@ def encode(groups: Groups, manifest: Mapping[str, Any]) -> Any:
     """An index file as an Arrow buffer."""
     path = pa.DictionaryArray.from_arrays(pa.array(groups.path, pa.int32()), pa.array(groups.paths, pa.string()))
     arrays = [path, *(pa.array(groups[n], INDEX.field(n).type) for n in NUMBERS)]
-    table = pa.Table.from_arrays(arrays, schema=INDEX.with_metadata({"manifest": json.dumps(manifest)}))
+    text = json.dumps(manifest)
+    schema = INDEX.with_metadata({"manifest": text, "sha256": _digest(text, groups)})
+    table = pa.Table.from_arrays(arrays, schema=schema)
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
+
+
+def _digest(manifest: str, groups: Groups) -> str:
+    sha = hashlib.sha256(manifest.encode())
+    for code in groups.path.tolist():
+        sha.update(b"\0" + groups.paths[code].encode())
+    for name in NUMBERS:
+        sha.update(np.ascontiguousarray(groups[name], dtype="<i8").tobytes())
+    return sha.hexdigest()
 
 
 def load(place: Place, run: str) -> tuple[Groups, dict[str, Any]]:
@@ -95,18 +109,27 @@ def load(place: Place, run: str) -> tuple[Groups, dict[str, Any]]:
     try:
         with place.fs.open_input_file(path) as handle:
             table = pq.ParquetFile(handle, page_checksum_verification=True, read_dictionary=["path"]).read()
-        manifest = json.loads(table.schema.metadata[b"manifest"])
-    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
+        text, digest = (table.schema.metadata[name].decode() for name in (b"manifest", b"sha256"))
+        manifest, groups = json.loads(text), _groups(table)
+    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, IndexError) as error:
         raise StoreError(f"the index {path} is missing or damaged ({error}); restore it from a backup") from None
     if manifest.get("format") != FORMAT_VERSION:
         raise StoreError(
             f"the index {path} has format {manifest.get('format')!r}; this version of eventgrain reads "
             f"{FORMAT_VERSION}. Ingest the store's sources into a new store, or delete this one and run again"
         )
-    column = table.column("path").unify_dictionaries().combine_chunks() if table.num_rows else None
-    if column is None:
-        return Groups.concat([]), manifest
+    if _digest(text, groups) != digest or manifest.get("run") != run:
+        raise StoreError(
+            f"the index {path} is not what was written (its SHA-256 or its name differs); restore it from a backup"
+        )
+    return groups, manifest
+
+
+def _groups(table: Any) -> Groups:
+    if not table.num_rows:
+        return Groups.concat([])
+    column = table.column("path").unify_dictionaries().combine_chunks()
     if isinstance(column, pa.ChunkedArray):
         column = column.chunk(0)
     numbers = {n: table.column(n).to_numpy().astype(np.int64) for n in NUMBERS}
-    return Groups(column.dictionary.to_pylist(), column.indices.to_numpy().astype(np.int64), numbers), manifest
+    return Groups(column.dictionary.to_pylist(), column.indices.to_numpy().astype(np.int64), numbers)

@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.backend import Backend
 from pipeline.config import Config
@@ -29,14 +28,17 @@ from pipeline.events.commit import (
     create_table,
     manifests,
     open_table,
+    store_id,
     table_schema,
 )
 from pipeline.events.files import Place, fault
 from pipeline.events.fitting import agree
 from pipeline.events.index import Groups
+from pipeline.events.locks import writing
 from pipeline.events.parts import Part, Sorter, combine
 from pipeline.events.prepare import Prepared, prepare
 from pipeline.events.quality import RULES, RuleResult, actions, refuse
+from pipeline.events.quarantine import encode as encode_quarantine
 from pipeline.events.schema import FORMAT_VERSION
 from pipeline.events.setaside import SetAside
 from pipeline.events.sources import (
@@ -156,29 +158,30 @@ def ingest(
     aside.save()
     report = IngestReport(files=sources.files, skipped_files=len(sources.skipped))
     results = {name: RuleResult(name, action) for name, action in chosen.items() if action != "off"}
-    if agreed is not None and sources.units:
-        settings, carried = agreed
-        if table is None:
-            table = create_table(place, settings, carried)
-        missing = {n: t for n, t in carried.items() if n not in table_schema(table).names}
-        if missing:
-            add_columns(table, missing)
-        if backend.compiled:
-            from pipeline.events import compiled
+    with writing(place):
+        if agreed is not None and sources.units:
+            settings, carried = agreed
+            if table is None:
+                table = create_table(place, settings, carried)
+            missing = {n: t for n, t in carried.items() if n not in table_schema(table).names}
+            if missing:
+                add_columns(table, missing)
+            if backend.compiled:
+                from pipeline.events import compiled
 
-            report.compile_seconds = compiled.warm_up()
-        if progress is not None and progress.total is None:
-            progress.total = sum(u.rows for u in sources.units)
-            progress.restart()
-        work = _Ingest(config, backend, progress, workers, chosen, place, settings, carried, report, results, aside)
-        if not work.run(sources):
-            aside.refuse_all()
-        aside.save()
+                report.compile_seconds = compiled.warm_up()
+            if progress is not None and progress.total is None:
+                progress.total = sum(u.rows for u in sources.units)
+                progress.restart()
+            work = _Ingest(config, backend, progress, workers, chosen, place, settings, carried, report, results, aside)
+            if not work.run(sources):
+                aside.refuse_all()
+            aside.save()
+        if compaction and table is not None:
+            from pipeline.events.compaction import compact_closed
+
+            report.compacted = compact_closed(uri, config.lateness, workers)
     report.bad_files = [bad.public() for bad in aside.files.values()]
-    if compaction and table is not None:
-        from pipeline.events.compaction import compact_closed
-
-        report.compacted = compact_closed(uri, config.lateness, workers)
     for result in results.values():
         result.share = result.count / report.rows_in if report.rows_in else 0.0
     report.rules = [results[name] for name in RULES if name in results]
@@ -251,10 +254,11 @@ class _Ingest:
                 f"rejected {batch.rejected}; nothing was committed. This is a fault of the program: report it"
             )
         refuse(batch.results, batch.rejected, batch.rows, self.config.quality, batch.run)
+        table = open_table(self.place.target)
         if rejected:
-            Place(str(self.config.run_dir)).write(f"quarantine/{batch.run}.parquet", _quarantine(rejected))
+            data = _quarantine(rejected, store_id(table))
+            Place(str(self.config.run_dir)).write(f"quarantine/{batch.run}.parquet", data)
             fault("quarantine-written")
-        schema = table_schema(open_table(self.place.target))
         groups = Groups.concat([w.groups for w in written])
         self.finish(
             batch,
@@ -263,7 +267,7 @@ class _Ingest:
                 batch.run,
                 _manifest(batch, written),
                 groups,
-                schema,
+                table_schema(table),
                 workers=self.workers,
                 batch=batch.batch,
             ),
@@ -347,8 +351,8 @@ class _Ingest:
         return written
 
 
-def _quarantine(tables: list[Any]) -> Any:
-    """Rejected rows as one Parquet file; where files disagree on a column's type, as text."""
+def _quarantine(tables: list[Any], store: str) -> Any:
+    """Rejected rows as one Parquet file, which names its store; where files disagree on a column's type, as text."""
     try:
         table = pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException:
@@ -367,9 +371,7 @@ def _quarantine(tables: list[Any]) -> Any:
             }
             plainer.append(pa.table(arrays))
         table = pa.concat_tables(plainer, promote_options="permissive")
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    return sink.getvalue()
+    return encode_quarantine(table, store)
 
 
 def _manifest(batch: Batch, written: list[Written]) -> dict[str, Any]:

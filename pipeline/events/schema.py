@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from pipeline.config import Source
 from pipeline.errors import ConfigError, SourceError, did_you_mean
 
-FORMAT_VERSION = 2  # 2: the manifests count each file's kinds
+FORMAT_VERSION = 3  # 3: indexes hold a digest, and the log's statistics no exact key
 TIME = pa.timestamp("us", "UTC")
 CATEGORY = pa.dictionary(pa.int32(), pa.string())
 

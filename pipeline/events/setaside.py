@@ -107,8 +107,7 @@ class SetAside:
         if self.files:
             self.place.write(NAME, _encode(list(self.files.values())))
         elif self.before:
-            with contextlib.suppress(FileNotFoundError):
-                self.place.delete(NAME)
+            self.place.delete(NAME)
 
 
 def listed(run_dir: Path) -> list[BadFile]:

@@ -23,7 +23,7 @@ import pyarrow as pa
 from pipeline.backend import PANDAS, Backend, Frame
 from pipeline.errors import DataError, StoreError, did_you_mean
 from pipeline.events.commit import Settings, live_files, manifests, open_table, table_schema, table_settings
-from pipeline.events.files import Place, digest_of
+from pipeline.events.files import Place
 from pipeline.events.index import FOLDER, Groups, load, run_of
 from pipeline.events.reading import PartPlan, empty_rows, read_part
 from pipeline.events.schema import microseconds
@@ -317,23 +317,14 @@ class EventStore:
         return clear_known_categories(frame)
 
     def verify(self, workers: int = 2) -> int:
-        """Check every data file's SHA-256 against the index; the number of files checked.
+        """Check every live data file and every index file: size, digest, rows. Returns the number of data files.
 
         Raises:
-            StoreError: names the first file that differs or is gone.
+            StoreError: names every file that is not what was written.
         """
-        digests = {e["path"]: e["sha256"] for m in self.manifests().values() for e in m["files"]}
+        from pipeline.events.integrity import check, complain
 
-        def one(file: dict[str, Any]) -> None:
-            path = self.place.path(file["path"])
-            try:
-                found = digest_of(self.place.fs, path)
-            except OSError as error:
-                raise StoreError(f"store file {path} cannot be read ({error}); restore it from a backup") from None
-            if found != digests.get(file["path"]):
-                raise StoreError(
-                    f"store file {path} is not what was written (its SHA-256 differs); restore it from a backup"
-                )
-
-        with ThreadPoolExecutor(workers) as pool:
-            return len(list(pool.map(one, self.files)))
+        found = check(self, workers)
+        if found.damaged:
+            raise complain(found)
+        return found.files

@@ -151,6 +151,24 @@ def current(models: str | Path, client: str) -> str | None:
     return name
 
 
+def cited_snapshots(models: str | Path) -> set[int]:
+    """The store versions that any client's model versions were trained on, as their cards say; opens no TensorFlow.
+
+    Raises:
+        ModelError: a card cannot be read.
+    """
+    found = set()
+    for path in sorted(Path(models).glob("*/*/card.json")):
+        if VERSION.fullmatch(path.parent.name):
+            try:
+                snapshot = json.loads(path.read_text(encoding="utf-8"))["snapshot"]
+            except (OSError, ValueError, KeyError, TypeError):
+                raise ModelError(f"{path} cannot be read: delete that model version, or restore it") from None
+            if snapshot is not None:
+                found.add(int(snapshot))
+    return found
+
+
 def intact(models: str | Path, client: str) -> bool:
     """Whether the client has a version in use whose files are what was written; opens no TensorFlow."""
     try:

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.backend import Backend
 from pipeline.errors import DataError
-from pipeline.events.compaction import compact, compact_closed, due, month_name, month_of, month_start
+from pipeline.events.compaction import OPEN, compact, compact_closed, due, month_name, month_of, month_start
 from pipeline.events.ingest import ingest
 from pipeline.events.store import EventStore
 from tests.events.logs import DAY, START, config, expected, random_rows, rows_of_frame, write
@@ -113,3 +113,20 @@ def test_collisions_across_batches_are_refused(
     settings = config(tmp_path, quality={"actions": {"impossible_time": "warn"}})
     with pytest.raises(DataError, match=r"'u0' and 'u1'|'u1' and 'u0'"):
         ingest(settings, backend)
+
+
+def test_an_open_month_of_many_batches_is_merged(tmp_path: Path, backend: Backend) -> None:
+    """As of an hourly ingest: no partition opens more than some 40 files, whatever the month's length."""
+    rows = sorted(random_rows(450, subscribers=30, days=20), key=lambda r: r["time"])
+    settings = config(tmp_path)
+    for i in range(90):
+        write(tmp_path / f"raw/{i:02d}.parquet", rows[i * 5 : i * 5 + 5])
+        ingest(settings, backend)
+        if i in (38, 60, 89):
+            store = EventStore(settings.store_uri, backend)
+            for client in ("acme", "globex"):
+                assert len([f for f in store.files if f["client"] == client]) <= OPEN + 2
+                found = store.read(client, partitions=3).compute(scheduler="sync")
+                assert rows_of_frame(found) == expected(rows[: i * 5 + 5], client)
+    assert any(m["kind"] == "compaction" for m in store.manifests().values())
+    assert not due(store, "acme")
