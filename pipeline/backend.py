@@ -158,20 +158,20 @@ class Backend:
         codes = xp.where((codes < 0) | (codes >= len(names)), len(names), codes)
         return xp.asarray(lookup)[codes]
 
-    def hash_strings(self, series: Any) -> Array:
-        """XXH64 with seed 0 of each value's UTF-8 text, viewed as int64[n]. Integers are hashed as decimal text.
+    def hash_strings(self, series: Any, seed: int = 0) -> Array:
+        """XXH64 of each value's UTF-8 text, viewed as int64[n]. Integers are hashed as decimal text.
 
         The same on both backends. On the CPU only distinct values are hashed. Nulls must have been rejected.
         """
         if self.on_gpu:
-            hashed = series.astype("str").hash_values(method="xxhash64", seed=0)
+            hashed = series.astype("str").hash_values(method="xxhash64", seed=seed)
             return hashed.to_cupy().view(np.int64)
         import pandas as pd
         import xxhash
 
         codes, distinct = pd.factorize(series)
         digest = xxhash.xxh64_intdigest
-        hashes = np.fromiter((digest(str(v).encode()) for v in distinct), dtype=np.uint64, count=len(distinct))
+        hashes = np.fromiter((digest(str(v).encode(), seed) for v in distinct), dtype=np.uint64, count=len(distinct))
         return hashes.view(np.int64)[codes] if len(distinct) else np.empty(0, dtype=np.int64)
 
     # -- compiled twins ----------------------------------------------------------------------------------------

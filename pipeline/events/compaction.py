@@ -25,12 +25,11 @@ from pipeline.events.commit import commit
 from pipeline.events.files import fault
 from pipeline.events.index import Groups, run_of
 from pipeline.events.locks import writing
-from pipeline.events.parts import check_keys
 from pipeline.events.reading import PartPlan, read_rows
 from pipeline.events.schema import FORMAT_VERSION, numpy_of
 from pipeline.events.sorting import key_bounds
 from pipeline.events.store import EventStore
-from pipeline.events.tables import one_array
+from pipeline.events.tables import collision, one_array
 from pipeline.events.writing import SortedRows, Written, group_bits, part_bits, write_file
 
 LATENESS = 2 * UNITS["d"]
@@ -196,9 +195,8 @@ def _write(store: EventStore, client: str, run: str, rows: Any, part: int, bits:
     key, ts = rows.integers("subscriber_key"), rows.integers("ts")
     table = rows.table
     ids = one_array(table.column("subscriber"))
-    if pa.types.is_dictionary(ids.type):
-        ids = ids.dictionary.take(ids.indices)
-    check_keys(ids, np.arange(len(key)), key, client, PANDAS)
+    if names := rows.two_names():
+        raise collision(client, *names)
     months = ts.view("datetime64[us]").astype("datetime64[M]").astype(np.int64) + 1970 * 12
     written = []
     for month in np.unique(months).tolist():
@@ -217,7 +215,7 @@ def _write(store: EventStore, client: str, run: str, rows: Any, part: int, bits:
             np.ascontiguousarray(some_key),
             numpy_of(one_array(picked.column("ts")).view(pa.int64())),
             columns,
-            some_ids.take(pa.array(change)),
+            _texts(some_ids.take(pa.array(change))),
         )
         label = f"{run}-{month_name(month)}-{part:02d}of{1 << bits:02d}"
         groups = group_bits(len(some_key) << bits)
@@ -232,3 +230,7 @@ def _write(store: EventStore, client: str, run: str, rows: Any, part: int, bits:
             )
         )
     return written
+
+
+def _texts(array: Any) -> Any:
+    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array

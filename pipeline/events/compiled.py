@@ -38,10 +38,10 @@ def step(lane: Any, value: Any) -> Any:
 
 
 @numba.njit(nogil=True, cache=True)
-def digest(data: Any, lo: int, hi: int) -> Any:
+def digest(data: Any, lo: int, hi: int, seed: Any) -> Any:
     at = lo
     if hi - lo >= 32:
-        a, b, c, d = p1 + p2, p2, u(0), u(0) - p1
+        a, b, c, d = seed + p1 + p2, seed + p2, seed, seed - p1
         while at + 32 <= hi:
             a = step(a, word(data, at, 8))
             b = step(b, word(data, at + 8, 8))
@@ -52,7 +52,7 @@ def digest(data: Any, lo: int, hi: int) -> Any:
         for lane in (a, b, c, d):
             h = (h ^ step(u(0), lane)) * p1 + p4
     else:
-        h = p5
+        h = seed + p5
     h += u(hi - lo)
     while at + 8 <= hi:
         h = rotate(h ^ step(u(0), word(data, at, 8)), 27) * p1 + p4
@@ -69,9 +69,9 @@ def digest(data: Any, lo: int, hi: int) -> Any:
 
 
 @numba.njit(nogil=True, cache=True)
-def hash_texts(data: Any, offsets: Any, out: Any) -> None:
+def hash_texts(data: Any, offsets: Any, seed: Any, out: Any) -> None:
     for i in range(len(out)):
-        out[i] = digest(data, offsets[i], offsets[i + 1])
+        out[i] = digest(data, offsets[i], offsets[i + 1], seed)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -91,7 +91,7 @@ def hash_integers(values: Any, out: Any) -> None:
         if v < 0:
             at -= 1
             text[at] = np.uint8(45)
-        out[i] = digest(text, at, 20)
+        out[i] = digest(text, at, 20, u(0))
 
 
 @numba.njit(nogil=True, cache=True)
@@ -148,8 +148,12 @@ def settle_range(k: Any, t: Any, o: Any, lo: int, hi: int) -> None:
 
 @numba.njit(nogil=True, cache=True)
 def bucket_sort(key: Any, ts: Any, first: Any, shift: Any, buckets: int) -> Any:
-    """Scatter into buckets of about 8 rows by the key's leading bits, then sort each bucket; stable."""
+    """Scatter into buckets of about 8 rows by the key's leading bits, then sort each bucket; stable.
+
+    Returns the order, the keys and times in it, and whether any rows tie in both.
+    """
     n = len(key)
+    tied = False
     ends = np.zeros(buckets + 1, np.int64)
     for i in range(n):
         ends[((np.uint64(key[i]) - first) >> shift) + np.uint64(1)] += 1
@@ -165,7 +169,9 @@ def bucket_sort(key: Any, ts: Any, first: Any, shift: Any, buckets: int) -> Any:
     for b in range(buckets):
         if ends[b + 1] - ends[b] > 1:
             settle_range(k, t, o, ends[b], ends[b + 1])
-    return o
+            for i in range(ends[b] + 1, ends[b + 1]):
+                tied |= k[i] == k[i - 1] and t[i] == t[i - 1]
+    return o, k, t, tied
 
 
 @numba.njit(nogil=True, cache=True)
@@ -222,31 +228,13 @@ def merge(key: Any, ts: Any, starts: Any) -> Any:
     return o, k, t, tied
 
 
-@numba.njit(nogil=True, cache=True)
-def first_other_text(data: Any, offsets: Any, rows: Any, key: Any) -> int:
-    """The first position in ``rows`` whose text differs from its predecessor's though the keys agree; -1 for none."""
-    for i in range(1, len(rows)):
-        if key[i] != key[i - 1]:
-            continue
-        a, b = rows[i - 1], rows[i]
-        lo, at = offsets[a], offsets[b]
-        size = offsets[a + 1] - lo
-        if offsets[b + 1] - at != size:
-            return i
-        for j in range(size):
-            if data[lo + j] != data[at + j]:
-                return i
-    return -1
-
-
 def warm_up() -> float:
     """Compile, or load from the cache, what nearly every ingest uses; seconds it took."""
     began = time.perf_counter()
     # As Arrow gives them: read-only, which is another type to numba.
     text, ends = np.frombuffer(b"ab", np.uint8), np.frombuffer(np.array([0, 1, 2], np.int32).tobytes(), np.int32)
-    key, rows = np.zeros(2, np.int64), np.zeros(2, np.int64)
-    hash_texts(text, ends, np.empty(2, np.uint64))
+    key = np.zeros(2, np.int64)
+    hash_texts(text, ends, np.uint64(0), np.empty(2, np.uint64))
     bucket_sort(key, key, np.uint64(0), np.uint64(63), 2)
     merge(key, key, np.array([0, 1, 2], np.int64))
-    first_other_text(text, ends, rows, key)
     return time.perf_counter() - began

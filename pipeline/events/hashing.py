@@ -20,18 +20,18 @@ import pyarrow.compute as pc
 from pipeline.backend import Array, Backend, backend_of
 
 
-def hash_ids(array: Any, backend: Backend) -> Array:
+def hash_ids(array: Any, backend: Backend, seed: int = 0) -> Array:
     """XXH64 of each id's UTF-8 text.
 
     Args:
-        array: strings, binary or signed integers, Arrow array or chunked array, without nulls.
+        array: strings, binary or signed integers, Arrow array or chunked array, without nulls; seed: of texts.
     Returns:
         int64[n] on the backend's device.
     """
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks() if array.num_chunks != 1 else array.chunk(0)
     if pa.types.is_dictionary(array.type):
-        distinct = hash_ids(array.dictionary, backend)
+        distinct = hash_ids(array.dictionary, backend, seed)
         return distinct[backend.asarray(array.indices.to_numpy(zero_copy_only=False))]
     if backend.compiled:
         out = np.empty(len(array), dtype=np.uint64)
@@ -40,10 +40,15 @@ def hash_ids(array: Any, backend: Backend) -> Array:
         if pa.types.is_integer(array.type):
             compiled.hash_integers(array.cast(pa.int64()).to_numpy(zero_copy_only=False), out)
         else:
-            compiled.hash_texts(*text_buffers(array), out)
+            compiled.hash_texts(*text_buffers(array), np.uint64(seed), out)
         return out.view(np.int64)
     frame = backend.from_arrow(pa.table({"id": array.cast(pa.string())}))
-    return backend.hash_strings(frame["id"])
+    return backend.hash_strings(frame["id"], seed)
+
+
+def second_hash(array: Any, backend: Backend) -> Array:
+    """Another hash of each text, int64[n]: two texts that agree in this and in :func:`hash_ids` are the same."""
+    return hash_ids(array, backend, seed=1)
 
 
 def text_buffers(array: Any) -> tuple[np.ndarray, np.ndarray]:

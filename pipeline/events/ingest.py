@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import numpy as np
 import pyarrow as pa
 
 from pipeline.backend import Backend
@@ -35,10 +34,11 @@ from pipeline.events.files import Place, fault
 from pipeline.events.fitting import agree
 from pipeline.events.index import Groups
 from pipeline.events.locks import writing
-from pipeline.events.parts import Part, Sorter, combine
+from pipeline.events.parts import Hits, Sorter
 from pipeline.events.prepare import Prepared, prepare
 from pipeline.events.quality import RULES, RuleResult, actions, refuse
 from pipeline.events.quarantine import encode as encode_quarantine
+from pipeline.events.ranges import BatchRows, Range
 from pipeline.events.schema import FORMAT_VERSION
 from pipeline.events.setaside import SetAside
 from pipeline.events.sources import (
@@ -247,7 +247,7 @@ class _Ingest:
         refuse(batch.results, batch.rejected, batch.rows, self.config.quality, batch.run)
         tables = [p.table for p in parts if p.table.num_rows]
         parts.clear()
-        written = self.write(combine(tables), batch, pool) if tables else []
+        written = self.write(tables, batch, pool) if tables else []
         if batch.rows != batch.kept + batch.duplicates + batch.rejected:
             raise DataError(
                 f"batch {batch.run}: rows in {batch.rows} is not kept {batch.kept} + duplicates {batch.duplicates} + "
@@ -320,32 +320,33 @@ class _Ingest:
             self.results[name].add(result.count, result.examples, self.config.quality.keep_examples)
         _add_counts(self.report.per_client, batch.per_client)
 
-    def write(self, table: Any, batch: Batch, pool: ThreadPoolExecutor) -> list[Written]:
+    def write(self, tables: list[Any], batch: Batch, pool: ThreadPoolExecutor) -> list[Written]:
         """Sort, deduplicate and write a batch's rows, one task for each client and key range."""
         quality, keep = self.config.quality, self.config.quality.keep_examples
         carried = sorted(self.carried)
-        sorter = Sorter(table, batch.run, carried, self.chosen, quality, self.settings.deduplicate, self.backend)
+        rows = BatchRows(tables, lambda task, files: _all(pool, task, list(files)), self.backend)
+        sorter = Sorter(rows, batch.run, carried, self.chosen, quality, self.settings.deduplicate, self.backend)
         schema = table_schema(open_table(self.place.target))
 
-        def one(task: tuple[str, int, int, int, np.ndarray]) -> tuple[str, Written, Part]:
-            client, part, parts, total, rows = task
-            found = sorter.sort(rows, client)
+        def one(part: Range) -> tuple[str, Written, int, Hits]:
+            found = sorter.sort(part)
 
             def name(sha: str) -> str:
-                return f"{batch.run}-{part:02d}of{parts:02d}-{sha}.parquet"
+                return f"{batch.run}-{part.part:02d}of{part.parts:02d}-{sha}.parquet"
 
-            return client, write_file(found.rows, schema, group_bits(total), self.place, client, name), found
+            file = write_file(found.rows, schema, group_bits(part.total), self.place, part.client, name)
+            return part.client, file, found.duplicates, found.hits
 
         written = []
-        for client, file, found in _all(pool, one, sorter.parts()):
+        for client, file, duplicates, hits in _all(pool, one, rows.ranges):
             written.append(file)
-            kept, conflicts = len(found.rows.key), found.hits["conflicting_duplicate"][0]
+            kept, conflicts = file.entry["rows"], hits["conflicting_duplicate"][0]
             batch.kept += kept
-            batch.duplicates += found.duplicates
+            batch.duplicates += duplicates
             batch.conflicts += conflicts
-            counts = {"kept": kept, "duplicates": found.duplicates, "conflicts": conflicts}
+            counts = {"kept": kept, "duplicates": duplicates, "conflicts": conflicts}
             _add_counts(batch.per_client, {client: counts})
-            for rule, (count, examples) in found.hits.items():
+            for rule, (count, examples) in hits.items():
                 if count:
                     batch.results.setdefault(rule, RuleResult(rule, self.chosen[rule])).add(count, examples, keep)
         return written

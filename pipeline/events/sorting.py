@@ -30,13 +30,13 @@ def bucket_of(key: Array, bits: int) -> Array:
     return (xp_unsigned >> xp_unsigned.dtype.type(64 - bits)).view("int64")
 
 
-def sort_order(key: Array, ts: Array, backend: Backend) -> Array:
-    """The stable order of rows by ``(key, ts)``.
+def sort_order(key: Array, ts: Array, backend: Backend) -> tuple[Array, Array, Array, bool]:
+    """The stable order of rows by ``(key, ts)``; linear in n for hashed keys.
 
     Args:
         key, ts: int64[n].
     Returns:
-        int64[n], positions; linear in n for hashed keys.
+        the order, int64[n]; the keys and the times in that order; whether rows may tie in both.
     """
     n = len(key)
     if backend.compiled and n:
@@ -46,8 +46,10 @@ def sort_order(key: Array, ts: Array, backend: Backend) -> Array:
         span = max((high - low).bit_length(), 1)
         bits = min(max((n // 8).bit_length(), 1), span, 24)
         buckets = ((high - low) >> (span - bits)) + 1
-        return compiled.bucket_sort(key, ts, np.uint64(low % 2**64), np.uint64(span - bits), buckets)
-    return lexsort([key, ts], backend)
+        order, key, ts, tied = compiled.bucket_sort(key, ts, np.uint64(low % 2**64), np.uint64(span - bits), buckets)
+        return order, key, ts, bool(tied)
+    order = lexsort([key, ts], backend)
+    return order, key[order], ts[order], True
 
 
 def merge_order(key: Array, ts: Array, starts: list[int], backend: Backend) -> tuple[Array, Array, Array, bool]:

@@ -11,7 +11,7 @@ import pytest
 import xxhash
 
 from pipeline.backend import PANDAS, Backend
-from pipeline.events.hashing import hash_ids, hash_rows
+from pipeline.events.hashing import hash_ids, hash_rows, second_hash
 from pipeline.events.sorting import bucket_of, key_bounds, merge_order, sort_order
 from pipeline.events.writing import group_bits, part_bits
 
@@ -38,7 +38,10 @@ def test_sort_and_merge(kernels: Backend, spread: str) -> None:
     for n in (0, 1, 2, 50, 3000):
         key, ts = rng.choice(choices, n).astype(np.int64), rng.integers(-5, 50, n)
         wanted = sorted(range(n), key=lambda i: (key[i], ts[i]))
-        assert sort_order(key, ts, kernels).tolist() == wanted
+        order, key_there, ts_there, tied = sort_order(key, ts, kernels)
+        assert order.tolist() == wanted
+        assert (key_there.tolist(), ts_there.tolist()) == (key[order].tolist(), ts[order].tolist())
+        assert tied or not ((np.diff(key_there) == 0) & (np.diff(ts_there) == 0)).any()
         for runs in (1, 2, 9):
             starts = [n * r // runs for r in range(runs + 1)]
             order = np.concatenate([a + np.lexsort((ts[a:b], key[a:b])) for a, b in pairwise(starts)] or [[]]).astype(
@@ -78,6 +81,8 @@ def test_ids_hash_as_the_reference(kernels: Backend, backend: Backend) -> None:
     for kind in (pa.string(), pa.large_string()):
         hashed = backend.to_host(hash_ids(pa.array(texts, kind).slice(3), used)).view(np.uint64)
         assert hashed.tolist() == [xxhash.xxh64_intdigest(t.encode()) for t in texts[3:]]
+    hashed = backend.to_host(second_hash(pa.array(texts), used)).view(np.uint64)
+    assert hashed.tolist() == [xxhash.xxh64_intdigest(t.encode(), 1) for t in texts]
     numbers = [0, -1, 2**63 - 1, -(2**63), *(rng.getrandbits(40) for _ in range(100))]
     hashed = backend.to_host(hash_ids(pa.array(numbers), used)).view(np.uint64)
     assert hashed.tolist() == [xxhash.xxh64_intdigest(str(n).encode()) for n in numbers]

@@ -1,0 +1,86 @@
+"""A batch's rows by client and key range, against a plain loop."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.backend import Backend
+from pipeline.events import ranges
+from pipeline.events.hashing import hash_ids
+from pipeline.events.ranges import BatchRows
+from pipeline.events.schema import CATEGORY
+from pipeline.events.sorting import bucket_of
+
+CLIENTS = ["acme", "globex", "never"]
+
+
+def one_file(rng: random.Random, n: int, texts: bool, backend: Backend) -> pa.Table:
+    users = [rng.randrange(40) for _ in range(n)]
+    subscriber = pa.array([str(u) for u in users], pa.large_string()) if texts else pa.array(users, pa.int64())
+    words = rng.sample(["send", "open", "click", "unused"], 4)
+
+    def category(words: list[str], nulls: bool) -> Any:
+        codes = [None if nulls and rng.random() < 0.2 else rng.randrange(len(words) - 1) for _ in range(n)]
+        return pa.DictionaryArray.from_arrays(pa.array(codes, pa.int32()), pa.array(words, pa.string()))
+
+    return pa.table(
+        {
+            "client": category(CLIENTS, nulls=False),
+            "subscriber": subscriber,
+            "ts": pa.array([rng.randrange(1000) for _ in range(n)], pa.int64()),
+            "event": category(words, nulls=False),
+            "campaign": category(["a", "b", "x"], nulls=True),
+            "provider": pa.nulls(n, CATEGORY),
+            "value": pa.array([None if rng.random() < 0.5 else rng.randrange(9) for _ in range(n)], pa.int64()),
+            "note": pa.array([rng.choice(["é", "", None]) for _ in range(n)], pa.large_string()),
+            "subscriber_key": pa.array(backend.to_host(hash_ids(subscriber, backend))),
+        }
+    )
+
+
+@pytest.mark.parametrize("texts", [(True, True), (False, False), (True, False, True)])
+@pytest.mark.parametrize("rows_a_range", [10, 10_000])
+def test_every_row_is_in_its_range(
+    monkeypatch: pytest.MonkeyPatch, backend: Backend, texts: tuple[bool, ...], rows_a_range: int
+) -> None:
+    monkeypatch.setattr(ranges, "part_bits", lambda rows: (rows // rows_a_range).bit_length())
+    rng = random.Random(5)
+    files = [one_file(rng, 30 + 50 * i, kind, backend) for i, kind in enumerate(texts)]
+    every = [
+        dict(row, subscriber=str(row["subscriber"]) if any(texts) else row["subscriber"])
+        for file in files
+        for row in file.to_pylist()
+    ]
+    batch = BatchRows(list(files), lambda task, items: [task(i) for i in items], backend)
+    names = [n for n in files[0].column_names if n not in ("client", "subscriber_key")]
+    at, seen = 0, 0
+    for part in batch.ranges:
+        assert part.first == at
+        at = part.last
+        mine = [r for r in every if r["client"] == part.client]
+        bits = (len(mine) // rows_a_range).bit_length()
+        assert (part.parts, part.total) == (1 << bits, len(mine))
+        keys = np.array([r["subscriber_key"] for r in mine], dtype=np.int64)
+        wanted = [r for r, b in zip(mine, bucket_of(keys, bits).tolist(), strict=True) if b == part.part]
+        places = np.arange(part.first, part.last)
+        assert batch.key[places].tolist() == [r["subscriber_key"] for r in wanted]
+        assert batch.ts[places].tolist() == [r["ts"] for r in wanted]
+        for name in names:
+            assert batch.take(name, places[::-1]).to_pylist() == [r[name] for r in wanted[::-1]], name
+        assert set(batch.take("event", places).dictionary.to_pylist()) == {r["event"] for r in every}
+        seen += len(wanted)
+    assert seen == at == len(every)
+    assert {p.client for p in batch.ranges} == {r["client"] for r in every} == {"acme", "globex"}
+
+
+def test_names_tell_subscribers_of_one_key_apart(backend: Backend) -> None:
+    table = one_file(random.Random(1), 200, True, backend)
+    table = table.set_column(table.num_columns - 1, "subscriber_key", pa.array(np.zeros(200, np.int64)))
+    batch = BatchRows([table], lambda task, items: [task(i) for i in items], backend)
+    names = dict(zip(batch.name.tolist(), batch.take("subscriber", np.arange(200)).to_pylist(), strict=True))
+    assert len(names) == len(set(names.values())) == len(set(table.column("subscriber").to_pylist()))
