@@ -65,14 +65,17 @@ def placed(events: list[Event]) -> list[Event]:
     others=logs(machine=True, max_size=12),
     at=st.integers(0, 40),
     deleted=st.sets(st.integers(0, 40)),
+    kind=st.sampled_from(KINDS),
 )
 def test_what_happens_at_or_after_the_decision_changes_no_feature(
-    backend: Backend, way: str, events: list[Event], others: list[Event], at: int, deleted: set[int]
+    backend: Backend, way: str, events: list[Event], others: list[Event], at: int, deleted: set[int], kind: str
 ) -> None:
     """Some of the events at or after an instant are deleted, the others altered, and new ones come: same features."""
     instant = START + at * DAY // 2
     events, others = placed(events), placed(others)
     past = [e for e in events if e.ts < instant]
+    # Something happens to everybody at the very instant, which is where a window that is closed would see it.
+    events += [Event(key, instant, kind, "a", 600 + i) for i, key in enumerate(sorted({e.key for e in past}))]
     future = [e for e in events if e.ts >= instant and e.event_id not in deleted]
     altered = [e._replace(value=e.value + 7, machine=not e.machine, campaign="z") for e in future]
     new = [e._replace(event_id=500 + i) for i, e in enumerate(others) if e.ts >= instant]
