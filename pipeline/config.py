@@ -245,7 +245,7 @@ class Config(Section):
     model: Model = Model()
     decide: Decide = Decide()
     as_of: dt.datetime | None = None  # UTC where naive; default: the end of the last full day of accepted events
-    as_known_at: dt.datetime | None = None
+    as_known_at: dt.datetime | Literal["decision"] | None = None  # "decision": each point knows what had arrived by it
     backend: Literal["auto", "cpu", "gpu"] = "auto"
     cluster: str = "auto"  # auto | threads | local | gpu | scheduler address
     partitions: Annotated[int, Field(ge=1)] | None = None
@@ -273,11 +273,22 @@ class Config(Section):
             raise ValueError("windows must be ascending, without repeats")
         return windows
 
+    @field_validator("as_known_at", mode="before")
+    @classmethod
+    def _instant_or_decision(cls, value: object) -> object:
+        """One complaint instead of one for each thing that it could have been."""
+        if isinstance(value, str) and value != "decision":
+            try:
+                return dt.datetime.fromisoformat(value)
+            except ValueError:
+                raise ValueError("write a time, as in 2026-11-22, or 'decision'") from None
+        return dt.datetime(value.year, value.month, value.day) if type(value) is dt.date else value  # noqa: DTZ001
+
     @field_validator("as_of", "as_known_at")
     @classmethod
-    def _utc(cls, value: dt.datetime | None) -> dt.datetime | None:
-        if value is None:
-            return None
+    def _utc(cls, value: Any) -> Any:
+        if not isinstance(value, dt.datetime):
+            return value
         return value.replace(tzinfo=dt.UTC) if value.tzinfo is None else value.astimezone(dt.UTC)
 
     @model_validator(mode="after")

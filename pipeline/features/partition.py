@@ -5,6 +5,7 @@ Where the backend has a compiled twin of a kernel, the twin runs; the answers ar
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ class Partition:
     ``key``, ``ts``: int64[n]. ``kind``: int[n], position in ``vocabulary``, -1 for any other kind; ``human``: the
     same with machine events taken out (the same array where none are flagged). ``starts``: int64[S+1]; ``seg``:
     int64[n]. ``campaign``: int32[n], -1 for null, codes of this partition alone. ``value``: int64[n], micro-units.
+    ``ingested``: int64[n], when each row arrived.
     """
 
     backend: Backend
@@ -34,6 +36,7 @@ class Partition:
     seg: Array
     campaign: Array | None = None
     value: Array | None = None
+    ingested: Array | None = None
 
     @property
     def xp(self) -> Any:
@@ -57,6 +60,21 @@ class Partition:
             if name in self.vocabulary:
                 mask |= kind == self.vocabulary.index(name)
         return mask
+
+    def take(self, rows: Array, seg: Array) -> Partition:
+        """Rows anew, repeats allowed, as segments of their own.
+
+        Args:
+            rows: int64[m]; seg: int64[m], the new segment of each: 0, 0, 1, ...
+        """
+        taken: dict[str, Any] = {"starts": kernels.segment_starts(self.xp, seg), "seg": seg}
+        for field in dataclasses.fields(self):
+            column = getattr(self, field.name)
+            if field.name not in taken and hasattr(column, "shape"):
+                taken[field.name] = column[rows]
+        if self.human is self.kind:
+            taken["human"] = taken["kind"]
+        return dataclasses.replace(self, **taken)
 
     # -- kernels, by the compiled twin where the backend has one ---------------------------------------------------
 
@@ -86,11 +104,14 @@ class Partition:
         return end - self.starts[seg] - (machine[end] - machine[self.starts[seg]])
 
 
-def partition_arrays(frame: Frame, vocabulary: list[str], backend: Backend, campaign: bool, value: bool) -> Partition:
+def partition_arrays(
+    frame: Frame, vocabulary: list[str], backend: Backend, campaign: bool, value: bool, ingested: bool = False
+) -> Partition:
     """The arrays of a canonical event frame; no copy of the key and the time.
 
     Args:
-        frame: index ``subscriber_key``, columns ``ts``, ``event`` and, where asked for and there, campaign and value.
+        frame: index ``subscriber_key``, columns ``ts``, ``event`` and, where asked for and there, campaign and value;
+            ``ingested_at`` where asked for.
     Raises:
         DataError: the rows are not sorted by (subscriber_key, ts), or a column holds nulls.
     """
@@ -117,4 +138,6 @@ def partition_arrays(frame: Frame, vocabulary: list[str], backend: Backend, camp
         part.campaign = backend.codes(column, names)
     if value and "value" in frame.columns:
         part.value = backend.column(frame["value"])
+    if ingested:
+        part.ingested = backend.column(frame["ingested_at"])
     return part

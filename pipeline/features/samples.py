@@ -17,6 +17,7 @@ from pipeline.backend import Array
 from pipeline.config import Config, format_duration
 from pipeline.errors import ConfigError, DataError
 from pipeline.features.kernels import attribute, hashed_share, last_before, sum_at
+from pipeline.features.knowledge import corrections
 from pipeline.features.partition import Partition
 from pipeline.features.spec import ENDINGS
 
@@ -46,6 +47,7 @@ class SampleRequest:
     ``exposure``/``every``: decisions at each event of a kind, or every so often, counted back from as_of.
     ``active_within``: a subscriber without an event in this span before ``at`` gets no snapshot.
     ``keys``: columns of the log to keep beside the key and the time, where the log has them.
+    ``as_known_at``: use only rows that had arrived by then; "decision": see ``knowledge.py``, and for labels as_of.
     ``keep_suppressed``: score also who has unsubscribed; the keys say who, in a column ``suppressed``.
     """
 
@@ -61,7 +63,7 @@ class SampleRequest:
     holdout: int = 0
     holdout_share: float = 0.0
     downsample: float = 1.0
-    as_known_at: int | None = None
+    as_known_at: int | Literal["decision"] | None = None
     since: int | None = None
     at: int | None = None
     keys: tuple[str, ...] = ("campaign", "event_id")
@@ -88,6 +90,7 @@ class SampleRequest:
             Head(name, tuple(o.kinds), o.within, o.match == "campaign", o.sum is not None)
             for name, o in config.outcomes.items()
         )
+        known = config.as_known_at
         if config.at.event is None and any(h.match for h in heads):
             names = ", ".join(h.name for h in heads if h.match)
             raise ConfigError(
@@ -107,7 +110,7 @@ class SampleRequest:
             holdout=config.split.holdout,
             holdout_share=config.split.subscribers,
             downsample=config.model.downsample,
-            as_known_at=None if config.as_known_at is None else _microseconds(config.as_known_at),
+            as_known_at=_microseconds(known) if isinstance(known, dt.datetime) else known,
             at=at,
             keys=("subscriber",) if purpose == "score" else ("campaign", "event_id"),
         )
@@ -115,6 +118,16 @@ class SampleRequest:
     @property
     def horizon(self) -> int:
         return max((h.within for h in self.heads), default=0)
+
+    @property
+    def per_decision(self) -> bool:
+        """Whether each decision point has a knowledge of its own."""
+        return self.as_known_at == "decision"
+
+    @property
+    def known_by(self) -> int | None:
+        """No row that arrived later is used at all, microseconds UTC; None where it does not matter."""
+        return self.as_of if self.as_known_at == "decision" else self.as_known_at
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -218,22 +231,28 @@ def _snapshots(part: Partition, request: SampleRequest, every: int) -> Points:
 
 
 def _active(part: Partition, request: SampleRequest, points: Points) -> Points:
-    xp = part.xp
-    if len(points):
-        end = part.positions(points.seg, points.at)
-        latest = part.ts[xp.maximum(end - 1, 0)]
-        active = (end > part.starts[points.seg]) & (latest >= points.at - request.active_within)
-        points = points.take(xp.flatnonzero(active))
-    points.suppressed = xp.zeros(len(points), dtype=bool)
-    if len(points):
-        end = end[active]
-        left = last_before(xp, part.starts, part.is_any(part.kind, ENDINGS), points.seg, end)
-        back = last_before(xp, part.starts, part.is_any(part.kind, ("subscribe",)), points.seg, end)
-        returned = (back >= 0) & (part.ts[xp.maximum(back, 0)] > part.ts[xp.maximum(left, 0)])
-        points.suppressed = (left >= 0) & ~returned
+    active, suppressed = _state(part, request, points.seg, points.at)
+    if request.per_decision:
+        for late, past, seg in corrections(part, points.seg, points.at):
+            active[late], suppressed[late] = _state(past, request, seg, points.at[late])
+    points.suppressed = suppressed
     if request.purpose == "score" and request.keep_suppressed:
-        return points
-    return points.take(xp.flatnonzero(~points.suppressed))
+        return points.take(part.xp.flatnonzero(active))
+    return points.take(part.xp.flatnonzero(active & ~suppressed))
+
+
+def _state(part: Partition, request: SampleRequest, seg: Array, at: Array) -> tuple[Array, Array]:
+    """Whether each point's subscriber is recent enough, and whether they had left: bool[q] each."""
+    xp = part.xp
+    if len(seg) == 0:
+        return xp.zeros(0, dtype=bool), xp.zeros(0, dtype=bool)
+    end = part.positions(seg, at)
+    latest = part.ts[xp.maximum(end - 1, 0)]
+    active = (end > part.starts[seg]) & (latest >= at - request.active_within)
+    left = last_before(xp, part.starts, part.is_any(part.kind, ENDINGS), seg, end)
+    back = last_before(xp, part.starts, part.is_any(part.kind, ("subscribe",)), seg, end)
+    returned = (back >= 0) & (part.ts[xp.maximum(back, 0)] > part.ts[xp.maximum(left, 0)])
+    return active, (left >= 0) & ~returned
 
 
 def labels(part: Partition, request: SampleRequest, points: Points) -> tuple[Array, Array]:

@@ -15,6 +15,7 @@ from typing import Any
 from pipeline.backend import Array, Backend, Frame, backend_of
 from pipeline.errors import DataError
 from pipeline.features import samples, windows
+from pipeline.features.knowledge import corrections
 from pipeline.features.partition import Partition, partition_arrays
 from pipeline.features.samples import SampleRequest
 from pipeline.features.spec import FeatureSpec
@@ -28,7 +29,8 @@ class FeatureTable:
     ``y``, ``mask``: float32[n, H]; mask 1 where the outcome is known. ``weight``: float32[n].
     ``split``: int8[n], 0 train, 1 validation, 2 hold-out, -1 none. ``keys``: frame of subscriber_key, at
     (datetime64[us], naive UTC) and the columns the request keeps.
-    ``counts``: rows, dropped_censored (no outcome known yet), dropped_downsampled.
+    ``counts``: rows, dropped_censored (no outcome known yet), dropped_downsampled; with ``as_known_at: decision``
+    knew_less (rows with events in their past that had not arrived yet).
     """
 
     spec: FeatureSpec
@@ -65,6 +67,7 @@ def feature_table(
         backend,
         campaign=any(h.match for h in request.heads),
         value=any(h.sum for h in request.heads),
+        ingested=request.per_decision,
     )
     points = samples.decision_points(part, request)
     censored = downsampled = 0
@@ -85,7 +88,16 @@ def feature_table(
             key, y, mask, weight, split = key[rows], y[rows], mask[rows], weight[rows], split[rows]
     X = backend.empty_aligned((len(points), len(spec)), xp.float32)
     windows.write_features(part, spec, points.seg, points.at, request.timezone, X)
+    late = 0
+    if request.per_decision:
+        for which, past, seg in corrections(part, points.seg, points.at):
+            known = backend.empty_aligned((len(which), len(spec)), xp.float32)
+            windows.write_features(past, spec, seg, points.at[which], request.timezone, known)
+            X[which] = known
+            late += len(which)
     counts = {"rows": len(points), "dropped_censored": censored, "dropped_downsampled": downsampled}
+    if request.per_decision:
+        counts["knew_less"] = late
     return FeatureTable(spec, X, y, mask, weight, split, _keys(events, part, key, points, request), counts)
 
 
@@ -135,7 +147,7 @@ def concat(tables: Sequence[FeatureTable]) -> FeatureTable:
 
 
 def _visible(events: Frame, request: SampleRequest, backend: Backend) -> Frame:
-    """The rows that exist for this request: before as_of and, where asked, ingested by as_known_at."""
+    """The rows that exist for this request: before as_of and, where asked, ingested by then."""
     missing = [c for c in ("ts", "event") if c not in events.columns]
     if events.index.name != "subscriber_key" or missing:
         raise DataError(
@@ -146,10 +158,10 @@ def _visible(events: Frame, request: SampleRequest, backend: Backend) -> Frame:
     hidden = None
     if len(ts) and int(ts.max()) >= request.as_of:
         hidden = ts >= request.as_of
-    if request.as_known_at is not None:
+    if request.known_by is not None:
         if "ingested_at" not in events.columns:
             raise DataError("as_known_at needs the column ingested_at, which this read leaves out")
-        late = backend.column(events["ingested_at"]) > request.as_known_at
+        late = backend.column(events["ingested_at"]) > request.known_by
         hidden = late if hidden is None else hidden | late
     return events if hidden is None else events.iloc[backend.xp.flatnonzero(~hidden)]
 

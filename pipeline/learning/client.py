@@ -87,6 +87,8 @@ def train_client(
     line = f"{len(table):,} decision points, {len(table.spec)} features, best epoch {model.best_epoch}, "
     line += f"{model.samples_per_second:,.0f} samples/s; " + "; ".join(_headline(n, m) for n, m in metrics.items())
     split = describe(SampleRequest.from_config(config, client, as_of, "train"))
+    if table.counts.get("knew_less"):
+        split += f"; {table.counts['knew_less']:,} decision points had events on the way to them still, and do not know"
     return ClientModel(version, len(table), metrics, line, split, table.spec.absent)
 
 

@@ -1,0 +1,182 @@
+"""Backfills equal the past: a training set made at the end is what scoring saw on each of its days."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.backend import Backend, choose
+from pipeline.config import Config, Simulate
+from pipeline.demo import with_source
+from pipeline.errors import DataError
+from pipeline.events.ingest import ingest
+from pipeline.events.simulate import simulate
+from pipeline.events.store import EventStore
+from pipeline.features import knowledge
+from pipeline.features.samples import SampleRequest
+from pipeline.features.spec import FeatureSpec
+from pipeline.features.table import FeatureTable, concat, feature_table, feature_tables
+from tests.features import oracle
+from tests.features.logs import DAY, KINDS, Event, frame_of, logs
+from tests.features.test_portable import StrictBackend
+from tests.features.test_table import generated
+from tests.strict_numpy import StrictArray
+
+SPEC = FeatureSpec.from_config(Config(windows=["1d", "7d"]), KINDS)
+AS_OF = 21 * DAY
+DELAYS = st.lists(st.sampled_from([0, 1, DAY // 4, DAY, 5 * DAY, 40 * DAY]), min_size=40, max_size=40)
+
+
+def request(**changes: Any) -> SampleRequest:
+    base = {"purpose": "train", "as_of": AS_OF, "heads": (), "exposure": "send", "as_known_at": "decision"}
+    return SampleRequest(**{**base, **changes})
+
+
+def frame_with_arrivals(events: list[Event], arrived: list[int], backend: Backend) -> Any:
+    frame = frame_of(events, backend, machine=True)
+    frame["ingested_at"] = backend.df.Series(np.array(arrived, dtype="datetime64[us]"), index=frame.index)
+    return frame
+
+
+def arrivals(events: list[Event], delays: list[int]) -> dict[int, int]:
+    return {e.event_id: e.ts + delays[e.event_id % len(delays)] for e in events}
+
+
+@pytest.mark.parametrize("block", [1, 1 << 22])
+@generated(100)
+@given(events=logs(machine=True), delays=DELAYS)
+def test_an_exposure_knows_what_had_arrived_by_it(
+    backend: Backend, block: int, events: list[Event], delays: list[int]
+) -> None:
+    arrived = arrivals(events, delays)
+    knowledge.BLOCK, before = block, knowledge.BLOCK
+    try:
+        frame = frame_with_arrivals(events, [arrived[e.event_id] for e in events], backend)
+        table = feature_table(frame, SPEC, request(), backend)
+    finally:
+        knowledge.BLOCK = before
+    sends = [e for e in events if e.event == "send" and e.ts < AS_OF and arrived[e.event_id] <= AS_OF]
+    assert backend.to_pandas(table.keys)["event_id"].tolist() == [e.event_id for e in sends]
+    less = 0
+    for send, row in zip(sends, backend.to_host(table.X).tolist(), strict=True):
+        known = [e for e in events if arrived[e.event_id] <= send.ts]
+        found = dict(zip(SPEC.names, row, strict=True))
+        for name, value in oracle.feature(SPEC, known, send.key, send.ts).items():
+            assert found[name] == pytest.approx(value, rel=1e-6, abs=1e-6), name
+        past = [e for e in events if e.key == send.key and e.ts < send.ts and arrived[e.event_id] <= AS_OF]
+        less += any(arrived[e.event_id] > send.ts for e in past)
+    assert table.counts["knew_less"] == less
+
+
+@generated(60)
+@given(events=logs(machine=True), delays=DELAYS, keep=st.booleans())
+def test_snapshots_are_the_scoring_of_their_day(
+    backend: Backend, events: list[Event], delays: list[int], keep: bool
+) -> None:
+    """Who is active, and who has left, is what was known then, too."""
+    arrived = arrivals(events, delays)
+    frame = frame_with_arrivals(events, [arrived[e.event_id] for e in events], backend)
+    asked = {"exposure": None, "active_within": 5 * DAY, "keys": ()}
+    table = feature_table(frame, SPEC, request(every=DAY, **asked), backend)
+    expected = []
+    for day in range(1, 21):
+        known_at: Any = "decision" if keep else day * DAY
+        scored = request(purpose="score", as_of=day * DAY, as_known_at=known_at, **asked)
+        expected.append(feature_table(frame, SPEC, scored, backend))
+    assert rows_of(table, backend) == {k: v for one in expected for k, v in rows_of(one, backend).items()}
+
+
+def rows_of(table: FeatureTable, backend: Backend) -> dict[tuple[int, int], bytes]:
+    keys = backend.to_pandas(table.keys)
+    at = keys["at"].to_numpy().astype("int64").tolist()
+    X = backend.to_host(table.X)
+    return {(k, t): x.tobytes() for k, t, x in zip(keys["subscriber_key"].tolist(), at, X, strict=True)}
+
+
+@settings(max_examples=60, deadline=None, database=None)
+@given(events=logs(machine=True), delays=DELAYS)
+def test_the_array_code_asks_nothing_that_cupy_lacks(events: list[Event], delays: list[int]) -> None:
+    plain = choose("cpu")
+    arrived = arrivals(events, delays)
+    kept = [e for e in events if arrived[e.event_id] <= AS_OF and e.ts < AS_OF]
+    frame = frame_with_arrivals(kept, [arrived[e.event_id] for e in kept], plain)
+    for asked in (request(keys=()), request(keys=(), exposure=None, every=DAY)):
+        found, expected = (feature_table(frame, SPEC, asked, b) for b in (StrictBackend("pandas"), plain))
+        assert isinstance(found.X, StrictArray)
+        assert found.X.tolist() == expected.X.tolist()
+        assert found.counts == expected.counts
+
+
+def test_without_arrivals_it_is_refused(backend: Backend) -> None:
+    frame = frame_of([Event(1, 5, "send")], backend).drop(columns=["ingested_at"])
+    with pytest.raises(DataError, match="needs the column ingested_at"):
+        feature_table(frame, SPEC, request(), backend)
+
+
+# -- on a simulated log --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
+    """Two months in which every tenth event is late by days and every tenth arrives twice."""
+    folder = tmp_path_factory.mktemp("late")
+    config = with_source(
+        Config(
+            name="late",
+            runs=str(folder),
+            windows=["1d", "7d", "30d"],
+            at={"every": "1d"},
+            outcomes={
+                "click": {"events": "click", "within": "1d"},
+                "unsubscribe": {"events": "unsubscribe", "within": "1d"},
+            },
+            decide={"reward": {"click": 1.0}},
+            lateness="1d",
+            as_known_at="decision",
+            simulate=Simulate(
+                events=12_000, clients=1, days=60, dirt={"late": 0.1, "duplicate": 0.1, "out_of_order": 0.1}
+            ),
+            batch_rows=4000,
+        )
+    )
+    simulate(config.simulate, Path(config.run_dir) / "raw", 2)
+    ingest(config, choose("cpu"))
+    return config, Path(config.store_uri)
+
+
+def test_a_training_set_of_last_month_is_the_scoring_of_each_of_its_days(
+    backend: Backend, simulated: tuple[Config, Path]
+) -> None:
+    config, place = simulated
+    store = EventStore(str(place), backend)
+    (client,) = store.clients()
+    spec = FeatureSpec.from_config(config, store.kinds(client))
+    end = store.last_full_day(client)
+
+    def table(request: SampleRequest, partitions: int) -> FeatureTable:
+        made = feature_tables(store, client, spec, request, partitions)
+        return concat(dask.compute(*made, scheduler="threads", num_workers=2))
+
+    train = SampleRequest.from_config(config, client, end)
+    whole = {n: table(train, n) for n in (1, 5)}
+    assert rows_of(whole[1], backend) == rows_of(whole[5], backend)
+    built = rows_of(whole[1], backend)
+    known = {}
+    today = {}
+    days = sorted({at for _, at in built})[-30:]
+    assert len(days) == 30
+    for day in days:
+        seen = SampleRequest.from_config(config.model_copy(update={"as_known_at": None}), client, day, "score")
+        known |= rows_of(table(SampleRequest(**{**vars(seen), "as_known_at": day}), 2), backend)
+        today |= rows_of(table(seen, 2), backend)
+    built = {k: v for k, v in built.items() if k[1] >= days[0]}
+    assert built == known
+    differing = sum(today.get(k) != v for k, v in built.items())
+    assert differing > len(built) // 20  # of events that came later, a backfill without it would have known
+    assert whole[1].counts["knew_less"] >= differing
