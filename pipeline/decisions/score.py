@@ -162,7 +162,8 @@ def score(
     count = len(plan.ranges)
     if planned is None and request.exposure is not None:
         # A partition is a random sample of the subscribers, and the first that has exposures says enough.
-        lately = store.plan(client, as_of - LATELY, as_of, ["ts", "event"], count, request.known_by)
+        times = {"since": as_of - LATELY, "until": as_of, "as_known_at": request.known_by}
+        lately = store.plan(client, columns=["ts", "event"], partitions=count, **times)
         events = (store.read_range(lately, i) for i in range(len(lately.ranges)))
         found = (lists.usual_hour(part, request.exposure, request.timezone) for part in events)
         hour = next((h for h in found if h is not None), None)

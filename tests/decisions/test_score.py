@@ -57,9 +57,10 @@ class Store:
         self.frame, self.backend = frame, backend
         self.bounds = np.linspace(-(2.0**63), 2.0**63, partitions + 1)
 
-    def plan(self, client: str, until: int, columns: list[str], partitions: int | None, since: int = 0) -> Any:
+    def plan(self, client: str, until: int, columns: list[str], partitions: int | None, **times: Any) -> Any:
+        assert times.get("as_known_at") is None
         ranges = list(zip(self.bounds[:-1], self.bounds[1:], strict=True))
-        return types.SimpleNamespace(ranges=ranges, since=since, until=until, columns=columns)
+        return types.SimpleNamespace(ranges=ranges, since=times.get("since", 0), until=until, columns=columns)
 
     def read_range(self, plan: Any, i: int) -> Any:
         low, high = plan.ranges[i]
