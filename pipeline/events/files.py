@@ -32,11 +32,10 @@ def fault(point: str) -> None:
     wanted = os.environ.get("EVENTGRAIN_FAULT")
     if not wanted:
         return
+    _seen[point] = _seen.get(point, 0) + 1
     name, _, count = wanted.partition(":")
-    if name == point:
-        _seen[point] = _seen.get(point, 0) + 1
-        if _seen[point] >= int(count or 1):
-            os.kill(os.getpid(), signal.SIGKILL)
+    if name == point and _seen[point] >= int(count or 1):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def is_remote(uri: str) -> bool:

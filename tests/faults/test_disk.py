@@ -1,4 +1,4 @@
-"""A disk that is full, a target that cannot be written, a source that vanishes: said clearly, nothing lost, a rerun completes."""
+"""A full disk, a target that cannot be written, a vanished source: said clearly, nothing lost, a rerun completes."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def small_disk(tmp_path: Path) -> Any:
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(folder)], capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", folder], capture_output=True, text=True
     )
     if mounted.returncode:
         pytest.skip(f"cannot mount a small filesystem here: {mounted.stderr.strip() or mounted.returncode}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import shutil
@@ -20,6 +21,7 @@ from tests.faults.victim import ROOT, Ended, Victim
 
 FILES, ROWS, DAYS = 4, 520, 75
 KILLED = -9
+CLEAN = 2  # the step after the two of the ingest
 
 
 def points() -> list[str]:
@@ -31,9 +33,8 @@ def points() -> list[str]:
 
 
 class Trials:
-    """One log, ingested into a store of its own by each trial, in two steps: a first file, then four with a column more.
-
-    It has several batches, duplicates within and across files, rejected rows and two closed months to compact.
+    """One log, ingested into a store of its own by each trial, in two steps: a first file, then the rest with a column
+    more. It has several batches, duplicates within and across files, rejected rows and two closed months to compact.
     """
 
     def __init__(self, folder: Path, victim: Victim) -> None:
@@ -70,27 +71,39 @@ class Trials:
         return settings | {"runs": str(place / "runs")}, place
 
     def step(self, settings: dict[str, Any], step: int, **options: Any) -> Ended:
+        if step == CLEAN:
+            return self.victim.run("clean", settings=settings, **options)
         source = settings["source"] | {"path": str(self.folder / ("raw/[1-9].parquet" if step else "raw/0.parquet"))}
         source["carry"] = ["more"] if step else []
         return self.victim.run("ingest", settings=settings | {"source": source}, **options)
 
-    def passings(self, point: str) -> list[tuple[int, int]]:
-        """(step, n) of every passing of a fault point."""
+    def passings(self) -> dict[str, list[tuple[int, int]]]:
+        """Fault point -> (step, n) of every passing of it."""
+        found: dict[str, list[tuple[int, int]]] = {point: [] for point in points()}
         settings, place = self.fresh()
-        found = []
-        for step in (0, 1):
-            ended = self.step(settings, step, fault=f"{point}:1000000", point=point)
+        for step in (0, 1, CLEAN):
+            if step == CLEAN:
+                shutil.rmtree(place)
+                self.begin(settings, place, CLEAN)
+            ended = self.step(settings, step, fault="none", passed=True)
             assert ended.code == 0, ended.text
-            found += [(step, n + 1) for n in range(int(ended.text.split()[-1]))]
+            for point, count in json.loads(ended.text.splitlines()[-1]).items():
+                found[point] += [(step, n + 1) for n in range(count)]
         shutil.rmtree(place)
         return found
+
+    def begin(self, settings: dict[str, Any], place: Path, step: int) -> None:
+        """What is there before a step: for the second the first's store, for cleaning also what a kill left."""
+        if step:
+            shutil.copytree(self.begun, place)
+        if step == CLEAN:
+            assert self.step(settings, 1, fault="before-commit:3").code == KILLED
 
     def trial(self, step: int, **how: Any) -> dict[str, int]:
         """Kill one ingest, look at what is there, run again, and account for every row."""
         settings, place = self.fresh()
         uri, run = settings["store"], Path(settings["runs"]) / "test"
-        if step:
-            shutil.copytree(self.begun, place)
+        self.begin(settings, place, step)
         ended = self.step(settings, step, **how)
         assert ended.code in (0, KILLED), ended.text
         readable = True
@@ -99,7 +112,7 @@ class Trials:
             between = compare(oracle_columns(rows_of(uri)), self.wanted)
             readable = not (between.doubled or between.strange)
         left = len(orphans(place / "store", run))
-        for again in range(step, 2):
+        for again in range(min(step, 1), 2):
             rerun = self.step(settings, again)
             assert rerun.code == 0, rerun.text
         found = rows_of(uri)
@@ -118,7 +131,7 @@ class Trials:
         return result
 
     def clean(self, settings: dict[str, Any], place: Path) -> int:
-        ended = self.victim.run("clean", settings=settings)
+        ended = self.step(settings, CLEAN)
         assert ended.code == 0, ended.text
         assert compare(rows_of(settings["store"]), self.whole).none, "cleaning changed what a read yields"
         return len(orphans(place / "store", Path(settings["runs"]) / "test"))
@@ -138,8 +151,7 @@ def measure(
     """The figures: ``at_points`` kills at each fault point, spread over its passings, and ``at_random`` anywhere."""
     figures: dict[str, Any] = {"points": {}}
     trials = Trials(folder, victim)
-    for point in points():
-        passings = trials.passings(point)
+    for point, passings in trials.passings().items():
         chosen = [passings[i] for i in spread(len(passings), at_points)]
         results = [trials.trial(step, fault=f"{point}:{n}") for step, n in chosen]
         figures["points"][point] = {"passings": len(passings), **add(results)}
@@ -173,7 +185,7 @@ def figures(tmp_path_factory: pytest.TempPathFactory, victim: Victim) -> dict[st
 
 def wrong(figures: dict[str, Any]) -> dict[str, Any]:
     """The fault points, and the random times, at which something went wrong."""
-    bad = ("lost", "doubled", "strange", "unreadable")
+    bad = ("lost", "doubled", "strange", "unreadable", "orphans_after_clean")
     every = {**figures["points"], "random": figures["random"]}
     return {name: one for name, one in every.items() if any(one.get(b) for b in bad)}
 

@@ -1,6 +1,6 @@
-"""A process to be killed, starved and fed damaged files: it forks a child for each task, so that a start costs nothing.
+"""A process to kill, starve and feed with damaged files: it forks a child for each task, as a start is slow.
 
-The parent loads everything slow once (imports, compiled code) and never opens a store, since the Delta library's threads
+The parent loads what is slow once (imports, compiled code) and never opens a store, since the Delta library's threads
 do not survive a fork. Tasks are the functions below; a child ends as the command line does: 0, or 2 with a message.
 """
 
@@ -24,8 +24,8 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 
 
-def ingest(settings: dict[str, Any], point: str = "", rows: bool = False) -> None:
-    """Ingest and print the run's line; with ``point`` also how often that fault point was passed."""
+def ingest(settings: dict[str, Any], passed: bool = False) -> None:
+    """Ingest and print the run's line; with ``passed`` also how often each fault point was passed, as JSON."""
     from pipeline.backend import PANDAS
     from pipeline.config import Config
     from pipeline.events import files
@@ -36,8 +36,8 @@ def ingest(settings: dict[str, Any], point: str = "", rows: bool = False) -> Non
     print(report.line())
     for bad in report.bad_files:
         print("bad file:", bad["file"], bad["error"])
-    if point:
-        print(files._seen.get(point, 0))
+    if passed:
+        print(json.dumps(files._seen))
 
 
 def compact(uri: str) -> None:
@@ -46,8 +46,15 @@ def compact(uri: str) -> None:
     print(json.dumps(compact_closed(uri)))
 
 
-def clean(settings: dict[str, Any]) -> None:
-    """Until there is a command for it: what nothing refers to."""
+def clean(settings: dict[str, Any], passed: bool = False) -> None:
+    """The command ``clean``, with the passings of fault points as for ingest."""
+    from pipeline.config import Config
+    from pipeline.events import files
+    from pipeline.upkeep import clean as work
+
+    work(Config.model_validate(settings))
+    if passed:
+        print(json.dumps(files._seen))
 
 
 def command(argv: list[str]) -> int:
@@ -121,7 +128,7 @@ class Victim:
         self.process.communicate(timeout=60)
 
     def run(self, task: str, *, env: dict[str, str] | None = None, **arguments: Any) -> Ended:
-        """One task in a child of its own; ``kill_after`` seconds, ``file_limit`` bytes and ``fault`` are for the child."""
+        """One task in a child of its own. ``kill_after``: seconds; ``file_limit``: bytes; ``fault``: a point's name."""
         return self.together([self.request(task, env=env, **arguments)])[0]
 
     def request(
