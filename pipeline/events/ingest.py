@@ -20,8 +20,10 @@ import pyarrow as pa
 from pipeline.backend import Backend
 from pipeline.config import Config
 from pipeline.errors import ConfigError, DataError, EventgrainError, SourceError
+from pipeline.events import tombstones
 from pipeline.events.commit import (
     Settings,
+    StaleError,
     add_columns,
     commit,
     create_table,
@@ -40,6 +42,7 @@ from pipeline.events.quality import RULES, RuleResult, actions, refuse
 from pipeline.events.quarantine import encode as encode_quarantine
 from pipeline.events.ranges import BatchRows, Range
 from pipeline.events.schema import FORMAT_VERSION
+from pipeline.events.screen import Screen
 from pipeline.events.setaside import SetAside
 from pipeline.events.sources import (
     Known,
@@ -112,6 +115,7 @@ class Batch:
     results: dict[str, RuleResult] = field(default_factory=dict)
     rejected_by: dict[str, int] = field(default_factory=dict)
     per_client: dict[str, dict[str, int]] = field(default_factory=dict)
+    dropped: int = 0  # of the rejected: those that must not come in, see screen.py
 
 
 def known_sources(runs: Iterable[dict[str, Any]]) -> dict[str, Known]:
@@ -207,18 +211,50 @@ class _Ingest:
     results: dict[str, RuleResult]
     aside: SetAside
 
+    screen: Screen = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.look()
+
+    def look(self) -> None:
+        """See who must not come in, as of now."""
+        self.screen = Screen(tombstones.read(self.place, open_table(self.place.target)))
+
     def run(self, sources: Sources) -> bool:
         """Batch by batch; False where every file turned out bad."""
         with ThreadPoolExecutor(self.workers) as pool:
-            taken = [self.batch(some, sources.fs, pool) for some in make_batches(sources.units, self.config.batch_rows)]
+            taken = [self.take(some, sources.fs, pool) for some in make_batches(sources.units, self.config.batch_rows)]
         return any(taken)
 
-    def batch(self, planned: list[Unit], fs: Any, pool: ThreadPoolExecutor) -> bool:
-        """Take a batch's files, all but those that turn out bad, and commit them; False where all did."""
+    def take(self, planned: list[Unit], fs: Any, pool: ThreadPoolExecutor) -> bool:
+        """One batch; once more, from the beginning, where somebody was forgotten meanwhile."""
+        stale: set[str] = set()
+        while True:
+            written: set[str] = set()
+            try:
+                taken = self.batch(planned, fs, pool, written)
+            except StaleError:
+                stale |= written
+                self.look()
+                continue
+            for path in stale - written:  # these hold the forgotten; nobody else wrote them, nothing refers to them
+                self.place.delete(path)
+            return taken
+
+    def batch(self, planned: list[Unit], fs: Any, pool: ThreadPoolExecutor, paths: set[str]) -> bool:
+        """Take a batch's files, all but those that turn out bad, and commit them; False where all did.
+
+        Args:
+            paths: gathers the files written.
+        Raises:
+            StaleError: somebody was forgotten meanwhile; nothing was committed or counted.
+        """
         arrival = time.time_ns() // 1000
 
         def one(unit: Unit) -> Prepared:
-            prepared = prepare(fs, unit, self.config, self.settings, self.carried, self.chosen, arrival, self.backend)
+            prepared = prepare(
+                fs, unit, self.config, self.settings, self.carried, self.chosen, arrival, self.backend, self.screen
+            )
             if self.progress is not None:
                 self.progress.advance(prepared.rows, unit.file.name.rpartition("/")[2])
             return prepared
@@ -238,13 +274,15 @@ class _Ingest:
             batch.rows += part.rows
             if part.rejected is not None:
                 rejected.append(part.rejected)
-                batch.rejected += part.rejected.num_rows
-            for name, count in part.rejected_by.items():
+            for name, count in [*part.rejected_by.items(), *part.dropped.items()]:
+                batch.rejected += count
                 batch.rejected_by[name] = batch.rejected_by.get(name, 0) + count
             for name, result in part.results.items():
                 batch.results.setdefault(name, RuleResult(name, result.action)).add(result.count, result.examples, keep)
             _add_counts(batch.per_client, part.per_client)
-        refuse(batch.results, batch.rejected, batch.rows, self.config.quality, batch.run)
+            batch.dropped += sum(part.dropped.values())
+        looked, broken = batch.rows - batch.dropped, batch.rejected - batch.dropped
+        refuse(batch.results, broken, looked, self.config.quality, batch.run)
         tables = [p.table for p in parts if p.table.num_rows]
         parts.clear()
         written = self.write(tables, batch, pool) if tables else []
@@ -253,7 +291,8 @@ class _Ingest:
                 f"batch {batch.run}: rows in {batch.rows} is not kept {batch.kept} + duplicates {batch.duplicates} + "
                 f"rejected {batch.rejected}; nothing was committed. This is a fault of the program: report it"
             )
-        refuse(batch.results, batch.rejected, batch.rows, self.config.quality, batch.run)
+        paths.update(w.entry["path"] for w in written)
+        refuse(batch.results, broken, looked, self.config.quality, batch.run)
         table = open_table(self.place.target)
         if rejected:
             data = _quarantine(rejected, store_id(table))
@@ -270,6 +309,7 @@ class _Ingest:
                 table_schema(table),
                 workers=self.workers,
                 batch=batch.batch,
+                token=self.screen.tombstones.token,
             ),
         )
         return True

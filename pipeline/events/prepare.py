@@ -30,8 +30,10 @@ from pipeline.events.schema import (
     to_micro_units,
     to_micros,
 )
+from pipeline.events.screen import Screen, apply
 from pipeline.events.sources import Unit, read_unit
 
+EVERYBODY = Screen()
 # The calendar's years 1 to 9999: what Delta, dates and time zones can say. Beyond them is no time, whatever the rules.
 FIRST_TIME, LAST_TIME = -62_135_596_800_000_000, 253_402_300_799_999_999
 
@@ -48,6 +50,7 @@ class Prepared:
     results: dict[str, RuleResult] = field(default_factory=dict)
     rejected_by: dict[str, int] = field(default_factory=dict)
     per_client: dict[str, dict[str, int]] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)  # of ``rows``: those screened out, by why
 
 
 def prepare(
@@ -59,11 +62,13 @@ def prepare(
     chosen: Mapping[str, str],
     arrival: int,
     backend: Backend,
+    screen: Screen = EVERYBODY,
 ) -> Prepared:
     """Read, map, validate and key one unit.
 
     Args:
-        carried: name -> stored type; chosen: rule -> action; arrival: int us, ``ingested_at`` of rows that have none.
+        carried: name -> stored type; chosen: rule -> action; arrival: int us, ``ingested_at`` of rows that have none;
+        screen: which rows are not even looked at.
     Raises:
         ConfigError, SourceError: the mapping or a type does not fit the file; names it.
     """
@@ -74,6 +79,9 @@ def prepare(
     few = {mapped[c] for c in ("client", "event", "campaign", "provider") if c in mapped}
     columns = None if settings.made_ids else list(dict.fromkeys(mapped.values()))
     raw = read_unit(fs, unit, columns, lambda s: [c for c in few if c in s.names and _is_text(s.field(c).type)])
+    total = raw.num_rows
+    screened = apply(screen, raw, mapped, source, where, backend)
+    raw, numbers = screened.rows, screened.numbers
     n = raw.num_rows
 
     def column(name: str) -> Any:
@@ -124,22 +132,26 @@ def prepare(
     for name, kind in carried.items():
         out[name] = _carry(column(name), kind, name, where)
     table = pa.table(out)
-    prepared = Prepared(table, n, None, bool(dated.all()))
+    prepared = Prepared(table, total, None, bool(dated.all()), dropped=screened.dropped)
     offset = sum(file.group_rows[: unit.first])
     for name, hits in verdict.hits.items():
         result = RuleResult(name, chosen[name])
         first = hits[: config.quality.keep_examples]
-        result.add(len(hits), _examples(table, first, file.name, offset), config.quality.keep_examples)
+        result.add(len(hits), _examples(table, first, file.name, numbers + offset), config.quality.keep_examples)
         prepared.results[name] = result
     _count_clients(prepared, out["client"], verdict.rejected_by)
+    for name, count in screened.clients.items():
+        counts = prepared.per_client.setdefault(name, {"in": 0, "rejected": 0})
+        counts["in"] += count
+        counts["rejected"] += count
     if not accepted.all():
         bad = np.flatnonzero(~accepted)
-        whole = raw if columns is None else read_unit(fs, unit, None, None)
+        whole, there = (raw, bad) if columns is None else (read_unit(fs, unit, None, None), numbers[bad])
         names = np.array(list(RULES))[verdict.rejected_by[bad]]
-        taken = whole.take(pa.array(bad))
+        taken = whole.take(pa.array(there))
         taken = taken.append_column("rule", pa.array(names.tolist(), pa.string()))
         taken = taken.append_column("source_file", pa.array([file.name] * len(bad), pa.string()))
-        prepared.rejected = taken.append_column("source_row", pa.array(bad + offset))
+        prepared.rejected = taken.append_column("source_row", pa.array(numbers[bad] + offset))
         for name, count in zip(*np.unique(names, return_counts=True), strict=True):
             prepared.rejected_by[str(name)] = int(count)
         prepared.table = table = table.filter(pa.array(accepted))
@@ -196,11 +208,11 @@ def _carry(array: Any, kind: pa.DataType, name: str, where: str) -> Any:
     return array.cast(pa.large_string() if kind == pa.string() else kind)
 
 
-def _examples(table: Any, rows: np.ndarray, file: str, offset: int) -> list[dict[str, Any]]:
+def _examples(table: Any, rows: np.ndarray, file: str, numbers: np.ndarray) -> list[dict[str, Any]]:
     names = ("client", "subscriber", "event", "event_id")
     found = []
     for i in rows.tolist():
-        example: dict[str, Any] = {"file": file, "row": i + offset}
+        example: dict[str, Any] = {"file": file, "row": int(numbers[i])}
         example |= {n: table.column(n)[i].as_py() for n in names}
         example["ts"] = readable(table.column("ts")[i].as_py())
         found.append(example)
