@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import ipaddress
 import re
 import zoneinfo
 from pathlib import Path
@@ -42,6 +43,13 @@ KINDS = (
     "soft_bounce",
     "hard_bounce",
 )
+
+
+# Parts of the agents that programs, and the gateways that check links, give as their own.
+MACHINE_AGENTS = (
+    "bot", "crawl", "spider", "scan", "barracuda", "mimecast", "proofpoint", "headless", "curl/", "python", "go-http",
+)  # fmt: skip
+MACHINE_RULES = ("scanner_click", "scanner_unsubscribe", "machine_open", "privacy_open", "repeated_response")
 
 
 def parse_duration(text: object) -> int:
@@ -102,6 +110,8 @@ class Columns(Section):
     provider: str | None = None
     value: str | None = None
     ingested_at: str | None = None  # when the collector received the row; the time of ingest where absent
+    address: str | None = None  # of the device that opened or clicked; looked at for machines and not kept
+    agent: str | None = None  # its user agent; the same
 
 
 class Source(Section):
@@ -173,15 +183,41 @@ class Split(Section):
 
 
 class Quality(Section):
-    """What the validation rules tolerate. A rule's action: reject, flag, warn or fail."""
+    """What the validation rules tolerate. A rule's action: reject, flag, warn, fail or off."""
 
     actions: dict[str, Literal["reject", "flag", "warn", "fail", "off"]] = {}  # rule -> action, over the defaults
     fail_above: Share = 0.2  # fail the run when more than this share of a batch's rows is rejected
     earliest: dt.date = dt.date(2000, 1, 1)
     future: Duration = 1 * UNITS["d"]  # a time further ahead of its arrival than this is impossible
     late: Duration = 2 * UNITS["d"]
+    disorder: Duration = 60 * SECOND  # a row that arrives so much after the subscriber's next is out of order
+    value_range: tuple[float, float] | None = None  # least and greatest value, in units
     scanner_within: Duration = 2 * SECOND
+    scanner_links: Annotated[int, Field(ge=2)] = 3  # so many clicks of one message within scanner_within
+    most_per_hour: Annotated[int, Field(ge=1)] = 60  # more responses of one subscriber than a human makes
+    most_per_day: Annotated[int, Field(ge=1)] = 300
+    most_per_message: Annotated[int, Field(ge=1)] = 5  # of one kind, to one message, within an hour
+    machine_addresses: list[str] = []  # networks of scanners, as in 192.0.2.0/24
+    machine_agents: list[str] = list(MACHINE_AGENTS)  # any of these in the agent's name, in either case
+    privacy_agents: list[str] = ["Mozilla/5.0"]  # the whole agent of mail programs that open all mail themselves
+    machine: list[str] = list(MACHINE_RULES)  # the rules whose flag makes an event a machine's
+    count_machines: bool = False  # let machine events count in features and outcomes
+    volume_ratio: Annotated[float, Field(gt=1)] = 2.0  # a day's rows over (or under) the usual, and
+    volume_score: Annotated[float, Field(gt=0)] = 6.0  # so many robust standard deviations from it
+    share_shift: Annotated[float, Field(gt=0)] = 0.1  # so much more or less of a day's rows of one kind than usual
+    new_share: Share = 0.01  # of a batch's rows, for a value never seen before to be news
+    new_campaign_share: Share = 0.5  # the same of a campaign, which is new once anyway
     keep_examples: int = 5
+
+    @field_validator("machine_addresses")
+    @classmethod
+    def _networks(cls, names: list[str]) -> list[str]:
+        for name in names:
+            try:
+                ipaddress.ip_network(name)
+            except ValueError as error:
+                raise ValueError(f"{error}; write a network as in 192.0.2.0/24 or 2001:db8::/32") from None
+        return names
 
 
 class Model(Section):

@@ -57,6 +57,12 @@ class UserRule:
     meaning: str
     source: str
 
+    @property
+    def file(self) -> str:
+        """Where the function was written."""
+        code = getattr(self.function, "__code__", None)
+        return str(code.co_filename) if code is not None else "an extension"
+
 
 _features: dict[str, UserFeature] = {}
 _rules: dict[str, UserRule] = {}

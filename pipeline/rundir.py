@@ -10,7 +10,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,11 +98,9 @@ class RunDirectory:
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def locked(self, wait: Callable[[Path], None] | None = None) -> Iterator[RunDirectory]:
+    def locked(self) -> Iterator[RunDirectory]:
         """Hold the folder for this process.
 
-        Args:
-            wait: called before waiting for another process that runs in it; None does not wait.
         Raises:
             ConfigError: another process is running in it, or it cannot be made.
         """
@@ -115,12 +113,9 @@ class RunDirectory:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if wait is None:
-                    raise ConfigError(
-                        f"another process is running in {self.path}: wait for it, or give this run another name=..."
-                    ) from None
-                wait(self.path)
-                fcntl.flock(file, fcntl.LOCK_EX)
+                raise ConfigError(
+                    f"another process is running in {self.path}: wait for it, or give this run another name=..."
+                ) from None
             yield self
 
     def begin(self, facts: dict[str, Any]) -> None:

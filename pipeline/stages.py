@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import __version__
+from pipeline import __version__, extensions
 from pipeline.backend import Backend, choose, claim_device
 from pipeline.config import UNITS, Config, format_duration
 from pipeline.demo import with_source
@@ -119,6 +119,7 @@ def run(config: Config, until: str = "report") -> None:
     if until not in ("rollup", "report"):
         wanted = [s for s in wanted if s != "rollup"]
     config = with_source(config)
+    extensions.load(config.extensions)
     directory = RunDirectory(config)
     backend = choose(config.backend)
     began = time.perf_counter()
@@ -403,6 +404,7 @@ def _rollup_key(context: Context) -> str:
 def _train_key(context: Context) -> str:
     fields = {"at", "windows", "outcomes", "lateness", "split", "model", "timezone", "clients", "as_known_at"}
     part = context.config.model_dump(mode="json", include=fields) | {"budgets": context.config.decide.budgets}
+    part |= {"count_machines": context.config.quality.count_machines}
     ends = {client: context.as_of(client) for client in context.store.clients()}
     store = (context.config.store_uri, context.store.version())
     return fingerprint("train", code_version(), store, context.backend.name, part, ends)

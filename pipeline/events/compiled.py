@@ -13,6 +13,8 @@ from typing import Any
 import numba
 import numpy as np
 
+from pipeline.events import compiled_signals
+
 u = np.uint64
 p1, p2, p3 = u(11400714785074694791), u(14029467366897019727), u(1609587929392839161)
 p4, p5 = u(9650029242287828579), u(2870177450012600261)
@@ -237,4 +239,5 @@ def warm_up() -> float:
     hash_texts(text, ends, np.uint64(0), np.empty(2, np.uint64))
     bucket_sort(key, key, np.uint64(0), np.uint64(63), 2)
     merge(key, key, np.array([0, 1, 2], np.int64))
+    compiled_signals.warm_up()
     return time.perf_counter() - began

@@ -32,10 +32,11 @@ def fault(point: str) -> None:
     wanted = os.environ.get("EVENTGRAIN_FAULT")
     if not wanted:
         return
-    _seen[point] = _seen.get(point, 0) + 1
     name, _, count = wanted.partition(":")
-    if name == point and _seen[point] >= int(count or 1):
-        os.kill(os.getpid(), signal.SIGKILL)
+    if name == point:
+        _seen[point] = _seen.get(point, 0) + 1
+        if _seen[point] >= int(count or 1):
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def is_remote(uri: str) -> bool:
@@ -207,23 +208,17 @@ class Place:
         """
         path = self.path(name)
         try:
-            view = memoryview(data).cast("B")
-            half = len(view) // 2
             if not self.local:
                 with self.fs.open_output_stream(path) as stream:
-                    stream.write(view[:half])
-                    fault("half-written")
-                    stream.write(view[half:])
-                fault("file-written")
+                    stream.write(data)
                 return
             target = Path(path)
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
             try:
-                with temporary.open("wb", buffering=0) as file:
-                    _write_all(file, view[:half])
-                    fault("half-written")
-                    _write_all(file, view[half:])
+                with temporary.open("wb") as file:
+                    file.write(memoryview(data))
+                    file.flush()
                     os.fsync(file.fileno())
                 fault("file-written")
                 temporary.rename(target)
@@ -270,12 +265,6 @@ class Stat:
 
 def _changed(info: Any) -> int | None:
     return None if info.mtime_ns is None else int(info.mtime_ns) // 1000
-
-
-def _write_all(file: Any, view: memoryview) -> None:
-    """Every byte, in as many writes as an unbuffered file takes."""
-    while view:
-        view = view[file.write(view) :]
 
 
 def sync_folder(folder: Path) -> None:

@@ -20,10 +20,8 @@ import pyarrow as pa
 from pipeline.backend import Backend
 from pipeline.config import Config
 from pipeline.errors import ConfigError, DataError, EventgrainError, SourceError
-from pipeline.events import tombstones
 from pipeline.events.commit import (
     Settings,
-    StaleError,
     add_columns,
     commit,
     create_table,
@@ -36,13 +34,12 @@ from pipeline.events.files import Place, fault
 from pipeline.events.fitting import agree
 from pipeline.events.index import Groups
 from pipeline.events.locks import writing
-from pipeline.events.parts import Hits, Sorter
+from pipeline.events.parts import Findings, Sorter
 from pipeline.events.prepare import Prepared, prepare
-from pipeline.events.quality import RULES, RuleResult, actions, refuse
+from pipeline.events.quality import Rulebook, RuleResult, refuse
 from pipeline.events.quarantine import encode as encode_quarantine
 from pipeline.events.ranges import BatchRows, Range
 from pipeline.events.schema import FORMAT_VERSION
-from pipeline.events.screen import Screen
 from pipeline.events.setaside import SetAside
 from pipeline.events.sources import (
     Known,
@@ -54,7 +51,9 @@ from pipeline.events.sources import (
     make_batches,
     with_digest,
 )
+from pipeline.events.volume import Past, Tally, add_tally, judge
 from pipeline.events.writing import Written, group_bits, write_file
+from pipeline.extensions import digest
 from pipeline.progress import Progress
 
 WORKERS = 2
@@ -115,7 +114,8 @@ class Batch:
     results: dict[str, RuleResult] = field(default_factory=dict)
     rejected_by: dict[str, int] = field(default_factory=dict)
     per_client: dict[str, dict[str, int]] = field(default_factory=dict)
-    dropped: int = 0  # of the rejected: those that must not come in, see screen.py
+    arrivals: dict[str, int] = field(default_factory=dict)  # ISO date -> rows in
+    tally: dict[str, Tally] = field(default_factory=dict)  # by client
 
 
 def known_sources(runs: Iterable[dict[str, Any]]) -> dict[str, Known]:
@@ -145,11 +145,12 @@ def ingest(
     started = time.perf_counter()
     if config.source is None:
         raise ConfigError("no source: give source.path and source.columns in the configuration")
-    chosen = actions(config.quality)
+    book = Rulebook.of(config.quality)
     place = Place(config.store_uri)
     uri = place.target
     table = open_table(uri)
-    known = known_sources(manifests(place, table).values()) if table is not None else {}
+    runs = list(manifests(place, table).values()) if table is not None else []
+    known = known_sources(runs)
     sources = discover(config.source.path, known, workers * 2)
     aside = SetAside(config.source.on_error, config.run_dir, sources.fs)
     for found, error in sources.bad:
@@ -161,7 +162,7 @@ def ingest(
         aside.refuse_all()
     aside.save()
     report = IngestReport(files=sources.files, skipped_files=len(sources.skipped))
-    results = {name: RuleResult(name, action) for name, action in chosen.items() if action != "off"}
+    results = {name: book.result(name) for name, action in book.chosen.items() if action != "off"}
     with writing(place):
         if agreed is not None and sources.units:
             settings, carried = agreed
@@ -177,7 +178,20 @@ def ingest(
             if progress is not None and progress.total is None:
                 progress.total = sum(u.rows for u in sources.units)
                 progress.restart()
-            work = _Ingest(config, backend, progress, workers, chosen, place, settings, carried, report, results, aside)
+            work = _Ingest(
+                config,
+                backend,
+                progress,
+                workers,
+                book,
+                Past.of(runs),
+                place,
+                settings,
+                carried,
+                report,
+                results,
+                aside,
+            )
             if not work.run(sources):
                 aside.refuse_all()
             aside.save()
@@ -187,8 +201,9 @@ def ingest(
             report.compacted = compact_closed(uri, config.lateness, workers)
     report.bad_files = [bad.public() for bad in aside.files.values()]
     for result in results.values():
-        result.share = result.count / report.rows_in if report.rows_in else 0.0
-    report.rules = [results[name] for name in RULES if name in results]
+        of = report.rows_in if result.unit == "rows" else result.of
+        result.share = result.count / of if of else 0.0
+    report.rules = [results[name] for name in book.rules if name in results]
     final = open_table(uri)
     report.version = final.version() if final is not None else -1
     report.seconds = time.perf_counter() - started
@@ -203,7 +218,8 @@ class _Ingest:
     backend: Backend
     progress: Progress | None
     workers: int
-    chosen: dict[str, str]
+    book: Rulebook
+    past: Past
     place: Place
     settings: Settings
     carried: dict[str, pa.DataType]
@@ -211,50 +227,18 @@ class _Ingest:
     results: dict[str, RuleResult]
     aside: SetAside
 
-    screen: Screen = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.look()
-
-    def look(self) -> None:
-        """See who must not come in, as of now."""
-        self.screen = Screen(tombstones.read(self.place, open_table(self.place.target)))
-
     def run(self, sources: Sources) -> bool:
         """Batch by batch; False where every file turned out bad."""
         with ThreadPoolExecutor(self.workers) as pool:
-            taken = [self.take(some, sources.fs, pool) for some in make_batches(sources.units, self.config.batch_rows)]
+            taken = [self.batch(some, sources.fs, pool) for some in make_batches(sources.units, self.config.batch_rows)]
         return any(taken)
 
-    def take(self, planned: list[Unit], fs: Any, pool: ThreadPoolExecutor) -> bool:
-        """One batch; once more, from the beginning, where somebody was forgotten meanwhile."""
-        stale: set[str] = set()
-        while True:
-            written: set[str] = set()
-            try:
-                taken = self.batch(planned, fs, pool, written)
-            except StaleError:
-                stale |= written
-                self.look()
-                continue
-            for path in stale - written:  # these hold the forgotten; nobody else wrote them, nothing refers to them
-                self.place.delete(path)
-            return taken
-
-    def batch(self, planned: list[Unit], fs: Any, pool: ThreadPoolExecutor, paths: set[str]) -> bool:
-        """Take a batch's files, all but those that turn out bad, and commit them; False where all did.
-
-        Args:
-            paths: gathers the files written.
-        Raises:
-            StaleError: somebody was forgotten meanwhile; nothing was committed or counted.
-        """
+    def batch(self, planned: list[Unit], fs: Any, pool: ThreadPoolExecutor) -> bool:
+        """Take a batch's files, all but those that turn out bad, and commit them; False where all did."""
         arrival = time.time_ns() // 1000
 
         def one(unit: Unit) -> Prepared:
-            prepared = prepare(
-                fs, unit, self.config, self.settings, self.carried, self.chosen, arrival, self.backend, self.screen
-            )
+            prepared = prepare(fs, unit, self.config, self.settings, self.carried, self.book, arrival, self.backend)
             if self.progress is not None:
                 self.progress.advance(prepared.rows, unit.file.name.rpartition("/")[2])
             return prepared
@@ -274,15 +258,15 @@ class _Ingest:
             batch.rows += part.rows
             if part.rejected is not None:
                 rejected.append(part.rejected)
-            for name, count in [*part.rejected_by.items(), *part.dropped.items()]:
-                batch.rejected += count
+                batch.rejected += part.rejected.num_rows
+            for name, count in part.rejected_by.items():
                 batch.rejected_by[name] = batch.rejected_by.get(name, 0) + count
             for name, result in part.results.items():
-                batch.results.setdefault(name, RuleResult(name, result.action)).add(result.count, result.examples, keep)
+                batch.results.setdefault(name, self.book.result(name)).add(result, keep)
             _add_counts(batch.per_client, part.per_client)
-            batch.dropped += sum(part.dropped.values())
-        looked, broken = batch.rows - batch.dropped, batch.rejected - batch.dropped
-        refuse(batch.results, broken, looked, self.config.quality, batch.run)
+            for day, count in part.arrivals.items():
+                batch.arrivals[day] = batch.arrivals.get(day, 0) + count
+        refuse(batch.results, batch.rejected, batch.rows, self.config.quality, batch.run)
         tables = [p.table for p in parts if p.table.num_rows]
         parts.clear()
         written = self.write(tables, batch, pool) if tables else []
@@ -291,8 +275,8 @@ class _Ingest:
                 f"batch {batch.run}: rows in {batch.rows} is not kept {batch.kept} + duplicates {batch.duplicates} + "
                 f"rejected {batch.rejected}; nothing was committed. This is a fault of the program: report it"
             )
-        paths.update(w.entry["path"] for w in written)
-        refuse(batch.results, broken, looked, self.config.quality, batch.run)
+        batch.results |= judge(self.past, batch.tally, self.config.quality, self.book)
+        refuse(batch.results, batch.rejected, batch.rows, self.config.quality, batch.run)
         table = open_table(self.place.target)
         if rejected:
             data = _quarantine(rejected, store_id(table))
@@ -309,7 +293,6 @@ class _Ingest:
                 table_schema(table),
                 workers=self.workers,
                 batch=batch.batch,
-                token=self.screen.tombstones.token,
             ),
         )
         return True
@@ -317,7 +300,8 @@ class _Ingest:
     def salt(self) -> str:
         """What, beside the files, makes a batch what it is."""
         source = self.config.source.model_dump(mode="json", exclude={"on_error"}) if self.config.source else None
-        return json.dumps([FORMAT_VERSION, source])
+        own = [digest(self.config.extensions)] if self.book.own else []
+        return json.dumps([FORMAT_VERSION, source, *own])
 
     def good(self, pool: ThreadPoolExecutor, task: Callable[[Unit], T], units: list[Unit]) -> list[tuple[Unit, T]]:
         """What a task makes of each unit; a file that it finds bad is set aside, with all its units."""
@@ -357,7 +341,8 @@ class _Ingest:
         for name, count in batch.rejected_by.items():
             self.report.rejected_by[name] = self.report.rejected_by.get(name, 0) + count
         for name, result in batch.results.items():
-            self.results[name].add(result.count, result.examples, self.config.quality.keep_examples)
+            self.results[name].add(result, self.config.quality.keep_examples)
+        self.past.add(batch.tally)
         _add_counts(self.report.per_client, batch.per_client)
 
     def write(self, tables: list[Any], batch: Batch, pool: ThreadPoolExecutor) -> list[Written]:
@@ -365,30 +350,34 @@ class _Ingest:
         quality, keep = self.config.quality, self.config.quality.keep_examples
         carried = sorted(self.carried)
         rows = BatchRows(tables, lambda task, files: _all(pool, task, list(files)), self.backend)
-        sorter = Sorter(rows, batch.run, carried, self.chosen, quality, self.settings.deduplicate, self.backend)
+        columns = self.config.source.columns if self.config.source else None
+        listed = columns is not None and (columns.address or columns.agent) is not None
+        deduplicate = self.settings.deduplicate
+        sorter = Sorter(rows, batch.run, carried, self.book, self.past, listed, quality, deduplicate, self.backend)
         schema = table_schema(open_table(self.place.target))
 
-        def one(part: Range) -> tuple[str, Written, int, Hits]:
+        def one(part: Range) -> tuple[str, Written, Findings]:
             found = sorter.sort(part)
 
             def name(sha: str) -> str:
                 return f"{batch.run}-{part.part:02d}of{part.parts:02d}-{sha}.parquet"
 
             file = write_file(found.rows, schema, group_bits(part.total), self.place, part.client, name)
-            return part.client, file, found.duplicates, found.hits
+            return part.client, file, found.findings
 
         written = []
-        for client, file, duplicates, hits in _all(pool, one, rows.ranges):
+        for client, file, found in _all(pool, one, rows.ranges):
             written.append(file)
-            kept, conflicts = file.entry["rows"], hits["conflicting_duplicate"][0]
+            kept, duplicates, conflicts = file.entry["rows"], found.duplicates, found.conflicts
             batch.kept += kept
             batch.duplicates += duplicates
             batch.conflicts += conflicts
             counts = {"kept": kept, "duplicates": duplicates, "conflicts": conflicts}
             _add_counts(batch.per_client, {client: counts})
-            for rule, (count, examples) in hits.items():
-                if count:
-                    batch.results.setdefault(rule, RuleResult(rule, self.chosen[rule])).add(count, examples, keep)
+            for rule, result in found.results.items():
+                if self.book.chosen[rule] != "off":
+                    batch.results.setdefault(rule, self.book.result(rule)).add(result, keep)
+            add_tally(batch.tally.setdefault(client, {}), found.tally)
         return written
 
 
@@ -438,8 +427,10 @@ def _manifest(batch: Batch, written: list[Written]) -> dict[str, Any]:
         "files": [w.entry for w in written],
         "counts": counts,
         "rejected_by": batch.rejected_by,
-        "rules": [dataclasses.asdict(result) for result in batch.results.values() if result.count],
+        "rules": [dataclasses.asdict(result) for result in batch.results.values() if result.count or result.of],
         "per_client": batch.per_client,
+        "arrivals": batch.arrivals,
+        "tally": batch.tally,
     }
 
 

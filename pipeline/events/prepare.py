@@ -14,8 +14,10 @@ from pipeline.backend import Backend
 from pipeline.config import Config
 from pipeline.errors import SourceError
 from pipeline.events.commit import Settings
+from pipeline.events.custom import broken
 from pipeline.events.hashing import hash_ids, hash_rows
-from pipeline.events.quality import RULES, Checked, RuleResult, check
+from pipeline.events.machines import listed
+from pipeline.events.quality import Checked, Rulebook, RuleResult, check, iso
 from pipeline.events.schema import (
     TIME,
     canonical_kinds,
@@ -30,10 +32,10 @@ from pipeline.events.schema import (
     to_micro_units,
     to_micros,
 )
-from pipeline.events.screen import Screen, apply
+from pipeline.events.signals import DAY, day_counts
 from pipeline.events.sources import Unit, read_unit
 
-EVERYBODY = Screen()
+CATEGORY_COLUMNS = ("client", "event", "campaign", "provider", "address", "agent")
 # The calendar's years 1 to 9999: what Delta, dates and time zones can say. Beyond them is no time, whatever the rules.
 FIRST_TIME, LAST_TIME = -62_135_596_800_000_000, 253_402_300_799_999_999
 
@@ -41,7 +43,8 @@ FIRST_TIME, LAST_TIME = -62_135_596_800_000_000, 253_402_300_799_999_999
 @dataclass
 class Prepared:
     """``table``: accepted rows (client, subscriber_key, ts int64 us, event, event_id, campaign, provider, value,
-    subscriber, ingested_at int64 us, carried); ``rejected``: source rows with rule, file and row, or None."""
+    subscriber, ingested_at int64 us, carried; marks int32, bits of flags.py, where any row has some); ``rejected``:
+    source rows with rule, file and row, or None; ``arrivals``: ISO date -> rows that arrived on it."""
 
     table: Any
     rows: int
@@ -50,7 +53,7 @@ class Prepared:
     results: dict[str, RuleResult] = field(default_factory=dict)
     rejected_by: dict[str, int] = field(default_factory=dict)
     per_client: dict[str, dict[str, int]] = field(default_factory=dict)
-    dropped: dict[str, int] = field(default_factory=dict)  # of ``rows``: those screened out, by why
+    arrivals: dict[str, int] = field(default_factory=dict)
 
 
 def prepare(
@@ -59,29 +62,25 @@ def prepare(
     config: Config,
     settings: Settings,
     carried: Mapping[str, pa.DataType],
-    chosen: Mapping[str, str],
+    book: Rulebook,
     arrival: int,
     backend: Backend,
-    screen: Screen = EVERYBODY,
 ) -> Prepared:
     """Read, map, validate and key one unit.
 
     Args:
-        carried: name -> stored type; chosen: rule -> action; arrival: int us, ``ingested_at`` of rows that have none;
-        screen: which rows are not even looked at.
+        carried: name -> stored type; arrival: int us, ``ingested_at`` of rows that have none.
     Raises:
-        ConfigError, SourceError: the mapping or a type does not fit the file; names it.
+        ConfigError, SourceError: the mapping or a type does not fit the file; names it. DataError: a rule of the
+        user's own fails.
     """
     source = config.source
     assert source is not None  # ingest has checked
     file, where = unit.file, f"{unit.file.name!r}"
     mapped = map_columns(source, file.schema.names, where, file.hive)
-    few = {mapped[c] for c in ("client", "event", "campaign", "provider") if c in mapped}
+    few = {mapped[c] for c in CATEGORY_COLUMNS if c in mapped}
     columns = None if settings.made_ids else list(dict.fromkeys(mapped.values()))
     raw = read_unit(fs, unit, columns, lambda s: [c for c in few if c in s.names and _is_text(s.field(c).type)])
-    total = raw.num_rows
-    screened = apply(screen, raw, mapped, source, where, backend)
-    raw, numbers = screened.rows, screened.numbers
     n = raw.num_rows
 
     def column(name: str) -> Any:
@@ -110,18 +109,13 @@ def prepare(
     for name in ("campaign", "provider"):
         has = name in mapped
         out[name] = to_category(column(name) if has else pa.nulls(n, pa.string()), mapped.get(name, ""), where)
-    value_bad = None
+    value_bad = value_far = None
     out["value"] = pa.nulls(n, pa.int64())
     if "value" in mapped:
         out["value"], value_bad = to_micro_units(column("value"), source.value_unit, mapped["value"], where)
+        value_far = _outside(out["value"], config.quality.value_range)
     event_id, event_id_null = _event_ids(raw, column, mapped, settings, where, backend)
 
-    rows = Checked(
-        out["client"], subscriber, event, ts, nulls(times), ts_bad, ingested, dated, value_bad, event_id_null
-    )
-    earliest = microseconds(config.quality.earliest) or 0
-    verdict = check(rows, config.quality, chosen, source.known, earliest)
-    accepted = verdict.rejected_by < 0
     out |= {
         "subscriber": subscriber,
         "ts": pa.array(ts),
@@ -132,26 +126,38 @@ def prepare(
     for name, kind in carried.items():
         out[name] = _carry(column(name), kind, name, where)
     table = pa.table(out)
-    prepared = Prepared(table, total, None, bool(dated.all()), dropped=screened.dropped)
+    rows = Checked(
+        out["client"], subscriber, event, ts, nulls(times), ts_bad, ingested, dated, value_bad, value_far, event_id_null
+    )
+
+    def own(rejected: np.ndarray) -> Mapping[str, np.ndarray]:
+        return broken(book.own, table, ~rejected, where, backend)
+
+    verdict = check(rows, config.quality, book, source.known, microseconds(config.quality.earliest) or 0, own)
+    accepted = verdict.rejected_by < 0
+    looked = {
+        name: to_category(column(name), mapped[name], where) if name in mapped else None
+        for name in ("address", "agent")
+    }
+    marks = _either(verdict.marks, listed(looked["address"], looked["agent"], config.quality))
+    if marks is not None:
+        table = table.append_column("marks", pa.array(marks))
+    prepared = Prepared(table, n, None, bool(dated.all()))
+    arrived = day_counts(ingested, None, 1) if dated.any() else {arrival // DAY: np.array([n])}
+    prepared.arrivals = {iso(day): int(counts[0]) for day, counts in arrived.items()}
     offset = sum(file.group_rows[: unit.first])
     for name, hits in verdict.hits.items():
-        result = RuleResult(name, chosen[name])
-        first = hits[: config.quality.keep_examples]
-        result.add(len(hits), _examples(table, first, file.name, numbers + offset), config.quality.keep_examples)
-        prepared.results[name] = result
+        examples = _examples(table, hits[: config.quality.keep_examples], file.name, offset)
+        prepared.results[name] = book.found(name, ingested[hits] // DAY, examples)
     _count_clients(prepared, out["client"], verdict.rejected_by)
-    for name, count in screened.clients.items():
-        counts = prepared.per_client.setdefault(name, {"in": 0, "rejected": 0})
-        counts["in"] += count
-        counts["rejected"] += count
     if not accepted.all():
         bad = np.flatnonzero(~accepted)
-        whole, there = (raw, bad) if columns is None else (read_unit(fs, unit, None, None), numbers[bad])
-        names = np.array(list(RULES))[verdict.rejected_by[bad]]
-        taken = whole.take(pa.array(there))
+        whole = raw if columns is None else read_unit(fs, unit, None, None)
+        names = np.array(list(book.rules))[verdict.rejected_by[bad]]
+        taken = whole.take(pa.array(bad))
         taken = taken.append_column("rule", pa.array(names.tolist(), pa.string()))
         taken = taken.append_column("source_file", pa.array([file.name] * len(bad), pa.string()))
-        prepared.rejected = taken.append_column("source_row", pa.array(numbers[bad] + offset))
+        prepared.rejected = taken.append_column("source_row", pa.array(bad + offset))
         for name, count in zip(*np.unique(names, return_counts=True), strict=True):
             prepared.rejected_by[str(name)] = int(count)
         prepared.table = table = table.filter(pa.array(accepted))
@@ -159,6 +165,19 @@ def prepare(
     key = backend.to_host(hash_ids(ids, backend)) if len(ids) else np.empty(0, np.int64)
     prepared.table = table.append_column("subscriber_key", pa.array(key))
     return prepared
+
+
+def _outside(value: Any, bounds: tuple[float, float] | None) -> np.ndarray | None:
+    """bool[n]: where a value in micro-units is outside the configured range, which is in units."""
+    if bounds is None:
+        return None
+    micro = numpy_of(value)
+    outside: np.ndarray = ((micro < round(bounds[0] * 1e6)) | (micro > round(bounds[1] * 1e6))) & ~nulls(value)
+    return outside
+
+
+def _either(a: np.ndarray | None, b: np.ndarray | None) -> np.ndarray | None:
+    return b if a is None else a if b is None else a | b
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -208,11 +227,11 @@ def _carry(array: Any, kind: pa.DataType, name: str, where: str) -> Any:
     return array.cast(pa.large_string() if kind == pa.string() else kind)
 
 
-def _examples(table: Any, rows: np.ndarray, file: str, numbers: np.ndarray) -> list[dict[str, Any]]:
+def _examples(table: Any, rows: np.ndarray, file: str, offset: int) -> list[dict[str, Any]]:
     names = ("client", "subscriber", "event", "event_id")
     found = []
     for i in rows.tolist():
-        example: dict[str, Any] = {"file": file, "row": int(numbers[i])}
+        example: dict[str, Any] = {"file": file, "row": i + offset}
         example |= {n: table.column(n)[i].as_py() for n in names}
         example["ts"] = readable(table.column("ts")[i].as_py())
         found.append(example)

@@ -1,38 +1,49 @@
 """Unit tests for data: named rules, each with a count, examples and an action.
 
-Actions: ``reject`` sends the row to quarantine with the rule's name; ``flag`` marks the row in a column of the store;
-``warn`` counts and reports; ``fail`` stops the run before anything of the batch is committed; ``off`` does not look.
+Actions: ``reject`` sends the row to quarantine with the rule's name; ``flag`` names the rule in the row's column
+``flagged_by``; ``warn`` counts and reports; ``fail`` stops the run before anything of the batch is committed; ``off``
+does not look.
 A row that several rules reject counts for the first of them in the order of :data:`RULES`. Whatever the rules, a run
 fails when more than ``quality.fail_above`` of a batch's rows are rejected.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from pipeline.backend import Array, Backend
 from pipeline.config import Quality
 from pipeline.errors import ConfigError, DataError, did_you_mean
 from pipeline.events.schema import MAX_CLIENT, usable_client
+from pipeline.extensions import UserRule
+from pipeline.extensions import rules as user_rules
+
+MOST_FLAGS = 26  # bits of an int32, less those of what was listed (prepare.py)
 
 
 @dataclass(frozen=True)
 class Rule:
+    """``unit``: what its count counts, rows or findings of one day (or batch) each."""
+
     name: str
     default: str
     allowed: tuple[str, ...]
     meaning: str
+    unit: str = "rows"
 
 
 _KEY = ("reject", "fail")
-_ROW = ("reject", "warn", "fail", "off")
+_ROW = ("reject", "flag", "warn", "fail", "off")
+_MARK = ("flag", "warn", "fail", "off")
+_WATCH = ("warn", "fail", "off")
 RULES: dict[str, Rule] = {
     r.name: r
     for r in (
+        # Of a row by itself.
         Rule("null_client", "reject", _KEY, "the client is null"),
         Rule("empty_client", "reject", _KEY, "the client is the empty string, which a partitioned table cannot hold"),
         Rule("unusable_client", "reject", _KEY, f"the client holds a NUL, or over {MAX_CLIENT} bytes percent-encoded"),
@@ -45,45 +56,128 @@ RULES: dict[str, Rule] = {
         ),
         Rule("unknown_kind", "reject", _ROW, "a kind that source.known does not list"),
         Rule("invalid_value", "reject", _KEY, "the value is not finite, or too great for int64 micro-units"),
+        Rule("value_out_of_range", "reject", _ROW, "the value is outside quality.value_range"),
         Rule("null_event_id", "warn", _ROW, "the event id is null; a hash of the whole row stands in"),
-        Rule("late_arrival", "warn", _ROW, "the log says that it arrived more than quality.late after it happened"),
-        Rule("scanner_click", "flag", ("flag", "warn", "off"), "a click within quality.scanner_within of its send"),
-        Rule("machine_open", "flag", ("flag", "warn", "off"), "an open within quality.scanner_within of its send"),
+        Rule("late_arrival", "flag", _ROW, "the log says that it arrived more than quality.late after it happened"),
+        # Of a row among its subscriber's, see flags.py.
+        Rule("duplicate", "warn", _WATCH, "equal to an earlier row in client, subscriber, time, kind and id; dropped"),
         Rule("conflicting_duplicate", "warn", ("warn", "fail"), "the id of an earlier row with other content; dropped"),
+        Rule("out_of_order", "flag", _MARK, "arrived over quality.disorder after the subscriber's next event did"),
+        Rule("response_without_send", "warn", _MARK, "an open or click of a message never sent to its subscriber"),
+        Rule("click_without_open", "warn", _MARK, "a click on a message that its subscriber had not opened"),
+        Rule("scanner_click", "flag", _MARK, "a click that only a link scanner makes"),
+        Rule("scanner_unsubscribe", "flag", _MARK, "an unsubscribe that only a link scanner makes; honoured"),
+        Rule("machine_open", "flag", _MARK, "an open that only a program makes"),
+        Rule("privacy_open", "flag", _MARK, "an open by a mail program that opens all mail itself, by its agent"),
+        Rule("repeated_response", "flag", _MARK, "one of over quality.most_per_message to one message within an hour"),
+        Rule("impossible_rate", "flag", _MARK, "one of more responses in an hour or a day than a human makes"),
+        # Of a batch against what came before, see volume.py.
+        Rule("volume", "warn", _WATCH, "a day's rows of one kind are far from the 28 days before it", "findings"),
+        Rule("kind_share", "warn", _WATCH, "a kind's share of a day's rows is far from the 28 days before", "findings"),
+        Rule("new_value", "warn", _WATCH, "much of a batch is of a value never seen before", "findings"),
     )
-}
+}  # fmt: skip
 
 
 @dataclass
 class RuleResult:
-    """What one rule found: how many rows, their share of rows in, and the first few."""
+    """What one rule found: how many rows, their share of rows in, the first few, and how many arrived on which day.
+
+    ``days``: ISO date -> rows. ``share`` of a rule that counts findings is their share of all that was looked at.
+    """
 
     name: str
     action: str
     count: int = 0
     share: float = 0.0
     examples: list[dict[str, Any]] = field(default_factory=list)
+    days: dict[str, int] = field(default_factory=dict)
+    unit: str = "rows"
+    meaning: str = ""
+    of: int = 0  # how much was looked at
 
-    def add(self, count: int, examples: list[dict[str, Any]], keep: int) -> None:
-        self.count += count
-        self.examples += examples[: max(0, keep - len(self.examples))]
+    def add(self, other: RuleResult, keep: int) -> None:
+        self.count += other.count
+        self.of += other.of
+        self.examples += other.examples[: max(0, keep - len(self.examples))]
+        for day, count in other.days.items():
+            self.days[day] = self.days.get(day, 0) + count
 
 
-def actions(quality: Quality) -> dict[str, str]:
+@dataclass(frozen=True)
+class Rulebook:
+    """Every rule and what is to be done: the built-in ones, then the user's own.
+
+    ``chosen``: rule -> action; ``flags``: the rules that mark rows, in the order of their bits.
+    """
+
+    rules: Mapping[str, Rule]
+    chosen: Mapping[str, str]
+    own: tuple[UserRule, ...]
+    flags: tuple[str, ...]
+    machine: int  # the bits that make an event a machine's
+
+    @classmethod
+    def of(cls, quality: Quality) -> Rulebook:
+        """The built-in rules and the registered ones, with the configured actions over the defaults.
+
+        Raises:
+            ConfigError: an unknown rule, an action that the rule cannot take, or a name that is taken.
+        """
+        own = user_rules()
+        rules = dict(RULES)
+        for rule in own:
+            if rule.name in RULES:
+                raise ConfigError(f"rule {rule.name!r} in {rule.file} has the name of a built-in rule; rename it")
+            rules[rule.name] = Rule(rule.name, rule.action, _ROW, rule.meaning)
+        chosen = actions(quality, rules)
+        flags = tuple(name for name, action in chosen.items() if action == "flag")
+        if len(flags) > MOST_FLAGS:
+            raise ConfigError(f"{len(flags)} rules flag rows, {MOST_FLAGS} can: let some of them warn")
+        for name in quality.machine:
+            if name not in rules:
+                raise ConfigError(f"quality.machine: there is no rule {name!r}; {did_you_mean(name, rules)}")
+        machine = sum(1 << i for i, name in enumerate(flags) if name in quality.machine)
+        return cls(rules, chosen, own, flags, machine)
+
+    def bit(self, name: str) -> int:
+        """The flag of a rule; 0 where it does not flag."""
+        return 1 << self.flags.index(name) if name in self.flags else 0
+
+    def result(self, name: str) -> RuleResult:
+        """An empty result of a rule."""
+        rule = self.rules[name]
+        return RuleResult(name, self.chosen[name], unit=rule.unit, meaning=rule.meaning)
+
+    def found(self, name: str, days: np.ndarray, examples: list[dict[str, Any]]) -> RuleResult:
+        """What a rule found: ``days``: int64[h], the day since 1970 on which each of its rows arrived."""
+        result = self.result(name)
+        result.count, result.examples = len(days), examples
+        day, count = np.unique(days, return_counts=True)
+        result.days = {iso(d): c for d, c in zip(day.tolist(), count.tolist(), strict=True)}
+        return result
+
+
+def iso(day: int) -> str:
+    """A day since 1970 as text, that of the first or last of the calendar where it is beyond."""
+    return (dt.date(1970, 1, 1) + dt.timedelta(days=min(max(day, -719_162), 2_932_896))).isoformat()
+
+
+def actions(quality: Quality, rules: Mapping[str, Rule]) -> dict[str, str]:
     """Every rule's action, the configured over the default.
 
     Raises:
         ConfigError: an unknown rule, or an action that the rule cannot take.
     """
     for name, action in quality.actions.items():
-        rule = RULES.get(name)
+        rule = rules.get(name)
         if rule is None:
-            raise ConfigError(f"quality.actions: there is no rule {name!r}; {did_you_mean(name, RULES)}")
+            raise ConfigError(f"quality.actions: there is no rule {name!r}; {did_you_mean(name, rules)}")
         if action not in rule.allowed:
             raise ConfigError(
                 f"quality.actions: {name} cannot be {action!r}, only {', '.join(rule.allowed)} ({rule.meaning})"
             )
-    return {name: quality.actions.get(name, rule.default) for name, rule in RULES.items()}
+    return {name: quality.actions.get(name, rule.default) for name, rule in rules.items()}
 
 
 @dataclass
@@ -103,6 +197,7 @@ class Checked:
     ingested_at: np.ndarray
     dated: np.ndarray
     value_bad: np.ndarray | None
+    value_far: np.ndarray | None
     event_id_null: np.ndarray | None
 
     def __len__(self) -> int:
@@ -111,10 +206,12 @@ class Checked:
 
 @dataclass
 class Verdict:
-    """``rejected_by``: int16[n], the index in :data:`RULES` of the rule that rejects the row, -1 where none does;
-    ``hits``: rule -> positions of all its rows, int64[h], for rules that found any."""
+    """``rejected_by``: int16[n], the place in the rulebook of the rule that rejects the row, -1 where none does;
+    ``marks``: int32[n], the flags of each row, None where no row has any; ``hits``: rule -> positions of all its rows,
+    int64[h], for rules that found any."""
 
     rejected_by: np.ndarray
+    marks: np.ndarray | None
     hits: dict[str, np.ndarray]
 
 
@@ -136,13 +233,18 @@ def _nulls(array: Any) -> np.ndarray:
 
 
 def check(
-    rows: Checked, quality: Quality, chosen: Mapping[str, str], known: list[str] | None, earliest_us: int
+    rows: Checked,
+    quality: Quality,
+    book: Rulebook,
+    known: list[str] | None,
+    earliest_us: int,
+    own: Callable[[np.ndarray], Mapping[str, np.ndarray]] | None = None,
 ) -> Verdict:
     """Apply every row rule to one file's rows.
 
     Args:
-        chosen: rule -> action, from :func:`actions`; known: kinds to accept, None for every kind;
-        earliest_us: ``quality.earliest`` in microseconds.
+        known: kinds to accept, None for every kind; earliest_us: ``quality.earliest`` in microseconds;
+        own: given which rows the built-in rules reject, bool[n], the user's rules -> bool[n].
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -164,75 +266,56 @@ def check(
     if known is not None:
         accepted = set(known)
         found["unknown_kind"] = _where_category(rows.event, lambda v: v != "" and v not in accepted)
-    found["invalid_value"] = rows.value_bad
+    found["invalid_value"], found["value_out_of_range"] = rows.value_bad, rows.value_far
     found["null_event_id"] = rows.event_id_null
     late = rows.dated & (rows.ingested_at - rows.ts > quality.late)
     found["late_arrival"] = late & ~unreadable & ~impossible
 
-    rejected_by = np.full(len(rows), -1, dtype=np.int16)
-    hits: dict[str, np.ndarray] = {}
+    verdict = Verdict(np.full(len(rows), -1, dtype=np.int16), None, {})
     for index, name in enumerate(RULES):
-        mask = found.get(name)
-        if mask is None or chosen[name] == "off" or not mask.any():
-            continue
-        if chosen[name] == "reject":
-            mask = mask & (rejected_by < 0)
-            rejected_by[mask] = index
-        positions = np.flatnonzero(mask)
-        if len(positions):
-            hits[name] = positions
-    return Verdict(rejected_by, hits)
+        _judge(verdict, index, name, found.get(name), book)
+    if own is not None and book.own:
+        found |= own(verdict.rejected_by >= 0)
+        for index, name in enumerate(book.rules):
+            if name not in RULES:
+                _judge(verdict, index, name, found.get(name), book)
+    return verdict
+
+
+def _judge(verdict: Verdict, index: int, name: str, mask: np.ndarray | None, book: Rulebook) -> None:
+    """Do to the rows that a rule found what its action says."""
+    action = book.chosen[name]
+    if mask is None or action == "off" or not mask.any():
+        return
+    if action == "reject":
+        mask = mask & (verdict.rejected_by < 0)
+        verdict.rejected_by[mask] = index
+    positions = np.flatnonzero(mask)
+    if not len(positions):
+        return
+    verdict.hits[name] = positions
+    if action == "flag":
+        if verdict.marks is None:
+            verdict.marks = np.zeros(len(mask), dtype=np.int32)
+        verdict.marks[positions] |= np.int32(book.bit(name))
 
 
 def _union(a: np.ndarray | None, b: np.ndarray | None) -> np.ndarray | None:
     return b if a is None else a if b is None else a | b
 
 
-def soon_after_send(
-    key: Array, ts: Array, event: Array, campaign: Array, kinds: Mapping[str, int], within: int, backend: Backend
-) -> dict[str, Array]:
-    """Clicks and opens that no human makes: within ``within`` of a send of the same campaign to the same subscriber.
-
-    The simplest of the public heuristics (FACTS: under 2 s after the send). The send must be in the same batch.
-
-    Args:
-        key, ts: int64[n], sorted by ``(key, ts)``; event, campaign: int[n] codes; kinds: kind -> code of ``event``.
-    Returns:
-        "scanner_click" and "machine_open" -> bool[n].
-    """
-    xp = backend.xp
-    found = {"scanner_click": xp.zeros(len(key), dtype=bool), "machine_open": xp.zeros(len(key), dtype=bool)}
-    if "send" not in kinds:
-        return found
-    for rule, kind in (("scanner_click", "click"), ("machine_open", "open")):
-        if kind not in kinds:
-            continue
-        waiting = xp.flatnonzero(event == kinds[kind])
-        lag = 0
-        while len(waiting):  # each pass looks one row further back; few rows wait for more than a pass or two
-            lag += 1
-            waiting = waiting[waiting >= lag]
-            back = waiting - lag
-            near = (key[back] == key[waiting]) & (ts[waiting] - ts[back] < within)
-            waiting, back = waiting[near], back[near]
-            sent = (event[back] == kinds["send"]) & (campaign[back] == campaign[waiting])
-            found[rule][waiting[sent]] = True
-            waiting = waiting[~sent]
-    return found
-
-
 def refuse(results: Mapping[str, RuleResult], rejected: int, rows: int, quality: Quality, batch: str) -> None:
-    """Stop the run where a ``fail`` rule found a row or too many rows were rejected.
+    """Stop the run where a ``fail`` rule found something or too many rows were rejected.
 
     Raises:
         DataError: names the rule, how many rows, and the first of them.
     """
     for result in results.values():
         if result.action == "fail" and result.count:
+            what = f"{result.count:,} of {rows:,} rows" if result.unit == "rows" else f"{result.count:,} times"
             raise DataError(
-                f"rule {result.name} ({RULES[result.name].meaning}) found {result.count:,} of {rows:,} rows of batch "
-                f"{batch}, and its action is fail. First: {result.examples[:1]}. Mend the source, or set "
-                f"quality.actions.{result.name} to another action"
+                f"rule {result.name} ({result.meaning}) found {what} of batch {batch}, and its action is fail. First: "
+                f"{result.examples[:1]}. Mend the source, or set quality.actions.{result.name} to another action"
             )
     if rows and rejected / rows > quality.fail_above:
         worst = sorted((r for r in results.values() if r.action == "reject"), key=lambda r: -r.count)

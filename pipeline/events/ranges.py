@@ -114,6 +114,9 @@ class BatchRows:
         values: np.ndarray = self._columns[name].values
         return values
 
+    def has(self, name: str) -> bool:
+        return name in self._columns
+
     def take(self, name: str, at: np.ndarray) -> Any:
         """The column's values at some places, int64[m], as an Arrow array[m]."""
         return self._columns[name].take(at)
@@ -248,7 +251,11 @@ def _fixed(tables: list[Any], name: str) -> bool:
 
 
 def _agree(tables: list[Any], backend: Backend) -> None:
-    """Subscribers as text in every file where any has them so."""
+    """Subscribers as text in every file where any has them so, and marks in every file where any has some."""
+    if any("marks" in t.column_names for t in tables):
+        for i, t in enumerate(tables):
+            if "marks" not in t.column_names:
+                tables[i] = t.append_column("marks", pa.array(np.zeros(t.num_rows, dtype=np.int32)))
     if len({t.schema.field("subscriber").type for t in tables}) > 1:
         at = tables[0].schema.get_field_index("subscriber")
         for i, t in enumerate(tables):

@@ -35,10 +35,11 @@ CANONICAL: dict[str, pa.DataType] = {
     "ingested_at": TIME,
     "batch": pa.string(),
     "machine": pa.bool_(),
+    "flagged_by": pa.string(),
 }
-CATEGORIES = ("event", "campaign", "provider", "batch")  # few distinct values: categories in frames
+CATEGORIES = ("event", "campaign", "provider", "batch", "flagged_by")  # few distinct values: categories in frames
 IDENTITY = ("subscriber_key", "ts", "event", "event_id")
-ADDED = ("subscriber_key", "ingested_at", "batch", "machine")
+ADDED = ("subscriber_key", "ingested_at", "batch", "machine", "flagged_by")
 RESERVED = {*CANONICAL, "client"}
 MAX_CLIENT = 240  # a file name has at most 255 bytes on most disks
 UNIT_US = {"s": 1_000_000, "ms": 1000, "us": 1}

@@ -28,6 +28,7 @@ from pipeline.events.index import FOLDER, Groups, load, run_of
 from pipeline.events.reading import PartPlan, empty_rows, read_part
 from pipeline.events.schema import microseconds
 from pipeline.events.sorting import key_bounds
+from pipeline.events.volume import trend
 
 PART_ROWS = 1_500_000  # of a partition, where the reader names no number
 Time = str | int | dt.datetime | dt.date | None
@@ -167,17 +168,33 @@ class EventStore:
         return {"in": total.pop("rows"), **total}
 
     def rules(self, examples: int = 5) -> list[dict[str, Any]]:
-        """What every validation rule found in all batches ever ingested: name, action, count, share and examples."""
+        """What every validation rule found in all batches ever ingested.
+
+        Returns:
+            name, action, count, share, examples, ``unit`` and ``meaning`` (see :mod:`pipeline.events.quality`), and
+            ``trend``: what it found of each day's arrivals (see :func:`pipeline.events.volume.trend`).
+        """
         runs = [m for m in self.manifests().values() if m["kind"] == "ingest"]
         rows = sum(m["counts"]["rows"] for m in runs)
+        arrivals: dict[str, int] = {}
         found: dict[str, dict[str, Any]] = {}
         for manifest in sorted(runs, key=lambda m: str(m["run"])):
             for rule in manifest.get("rules", ()):
-                one = found.setdefault(rule["name"], {**rule, "count": 0, "examples": []})
+                one = found.setdefault(rule["name"], {**rule, "count": 0, "of": 0, "examples": [], "days": {}})
                 one["action"] = rule["action"]
                 one["count"] += rule["count"]
+                one["of"] += rule["of"]
                 one["examples"] = [*one["examples"], *rule["examples"]][:examples]
-        return [{**one, "share": one["count"] / rows if rows else 0.0} for one in found.values()]
+                one["days"] = {
+                    d: one["days"].get(d, 0) + rule["days"].get(d, 0) for d in {**one["days"], **rule["days"]}
+                }
+            for day, count in manifest["arrivals"].items():
+                arrivals[day] = arrivals.get(day, 0) + count
+        for one in found.values():
+            of = rows if one["unit"] == "rows" else one.pop("of")
+            one["of"], one["share"] = of, one["count"] / of if of else 0.0
+            one["trend"] = trend(one.pop("days"), arrivals, one["unit"])
+        return list(found.values())
 
     def kinds(self, client: str) -> dict[str, int]:
         """Rows of each kind, the most frequent first, duplicates across batches included; opens no data file."""

@@ -71,6 +71,7 @@ def _writer_options(schema: pa.Schema) -> dict[str, Any]:
         "provider",
         "batch",
         "subscriber",
+        "flagged_by",
     }
     deltas = {"ts": "DELTA_BINARY_PACKED", "ingested_at": "DELTA_BINARY_PACKED"}
     plain = {"machine", "event_id", *deltas}

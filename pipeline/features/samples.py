@@ -49,6 +49,7 @@ class SampleRequest:
     ``keys``: columns of the log to keep beside the key and the time, where the log has them.
     ``as_known_at``: use only rows that had arrived by then; "decision": see ``knowledge.py``, and for labels as_of.
     ``keep_suppressed``: score also who has unsubscribed; the keys say who, in a column ``suppressed``.
+    ``machines``: machine events count like a human's, in features and labels.
     """
 
     purpose: Literal["train", "score"]
@@ -68,6 +69,7 @@ class SampleRequest:
     at: int | None = None
     keys: tuple[str, ...] = ("campaign", "event_id")
     keep_suppressed: bool = False
+    machines: bool = False
 
     @classmethod
     def from_config(
@@ -113,6 +115,7 @@ class SampleRequest:
             as_known_at=_microseconds(known) if isinstance(known, dt.datetime) else known,
             at=at,
             keys=("subscriber",) if purpose == "score" else ("campaign", "event_id"),
+            machines=config.quality.count_machines,
         )
 
     @property
@@ -137,7 +140,7 @@ class SampleRequest:
 
     def columns(self) -> list[str]:
         """The columns of the log that this request reads, beside the key."""
-        wanted = ["ts", "event", "machine", *self.keys]
+        wanted = ["ts", "event", *([] if self.machines else ["machine"]), *self.keys]
         if any(h.match for h in self.heads):
             wanted.append("campaign")
         if any(h.sum for h in self.heads):

@@ -154,6 +154,8 @@ def _visible(events: Frame, request: SampleRequest, backend: Backend) -> Frame:
             f"expected an event frame with index subscriber_key and columns ts and event, found index "
             f"{events.index.name!r} and columns {list(events.columns)}"
         )
+    if request.machines and "machine" in events.columns:
+        events = events.drop(columns="machine")  # nothing is left out then
     ts = backend.column(events["ts"])
     hidden = None
     if len(ts) and int(ts.max()) >= request.as_of:

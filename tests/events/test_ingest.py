@@ -211,16 +211,30 @@ def test_late_arrivals_and_machine_events(tmp_path: Path, backend: Backend) -> N
         ("open", day - 10, 6, "c"),  # before the send
     ]
     rows = [base | {"kind": k, "time": t, "id": i, "campaign": c, "arrived": t + 1} for k, t, i, c in facts]
-    rows.append(base | {"kind": "open", "time": day, "id": 7, "arrived": day + 2 * DAY + 1})
+    rows.append(base | {"kind": "open", "time": day, "id": 7, "arrived": day + 2 * DAY + 1})  # at the very instant
     rows.append(base | {"kind": "open", "time": day + DAY, "id": 8, "arrived": day + 3 * DAY})
     write(tmp_path / "raw/1.parquet", rows)
     settings = config(tmp_path)
     report = ingest(settings, backend)
     found = {r.name: r.count for r in report.rules if r.count}
-    assert found == {"scanner_click": 1, "machine_open": 1, "late_arrival": 1}
+    assert found == {
+        "scanner_click": 1,
+        "machine_open": 2,
+        "late_arrival": 1,
+        "out_of_order": 1,  # 7 came after all of its day; 8 is the last
+        "click_without_open": 3,
+        "response_without_send": 2,  # 5 and 6
+    }
     frame = EventStore(settings.store_uri, backend).read("acme").compute()
     frame = frame.to_pandas() if backend.on_gpu else frame
-    assert sorted(frame.event_id[frame.machine]) == [2, 3]
+    assert sorted(frame.event_id[frame.machine]) == [2, 3, 7]
+    names = frame.flagged_by.astype(object).where(frame.flagged_by.notna(), "")
+    flags = dict(zip(frame.event_id, names, strict=True))
+    assert {i: text for i, text in flags.items() if text} == {
+        2: "machine_open",
+        3: "scanner_click",
+        7: "late_arrival,out_of_order,machine_open",
+    }
 
 
 def test_a_log_that_does_not_say_when_rows_arrived_has_no_late_ones(tmp_path: Path, backend: Backend) -> None:

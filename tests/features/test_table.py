@@ -187,3 +187,27 @@ def test_keys_of_different_campaigns_meet(backend: Backend) -> None:
 def test_match_needs_events() -> None:
     with pytest.raises(ConfigError, match="'match: campaign' needs decisions at events"):
         SampleRequest.from_config(Config(at={"every": "7d"}), "acme", AS_OF)
+
+
+@generated(40)
+@given(events=logs(machine=True))
+def test_machine_events_count_where_that_is_asked_for(backend: Backend, events: list[Event]) -> None:
+    asked = request(machines=True)
+    assert "machine" not in asked.columns()
+    one = feature_table(frame_of(events, backend, machine=True), SPEC, asked, backend)
+    other = feature_table(frame_of(events, backend), SPEC, request(), backend)
+    for name in ("X", "y", "mask"):
+        assert backend.to_host(getattr(one, name)).tolist() == backend.to_host(getattr(other, name)).tolist()
+
+
+def test_a_scanners_unsubscribe_suppresses_but_is_no_label(backend: Backend) -> None:
+    events = [
+        Event(7, DAY, "send", "a", 1),
+        Event(7, DAY + 1_000_000, "unsubscribe", "a", 2, machine=True),
+    ]
+    heads = (Head("unsubscribe", ("unsubscribe",), DAY, match=True),)
+    frame = frame_of(events, backend, machine=True)
+    table = feature_table(frame, SPEC, request(heads=heads), backend)
+    assert (backend.to_host(table.y).tolist(), backend.to_host(table.mask).tolist()) == ([[0.0]], [[1.0]])
+    scored = feature_table(frame, SPEC, request(purpose="score", heads=heads, keep_suppressed=True), backend)
+    assert backend.to_pandas(scored.keys)["suppressed"].tolist() == [True]
