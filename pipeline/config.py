@@ -249,6 +249,19 @@ class Decide(Section):
     budgets: list[Share] = [0.005, 0.01, 0.02, 0.05]  # shares held back at which TPR and FNR are reported
 
 
+class Context(Section):
+    """Trailing rates of the campaign, provider, hour and client before the midnight before a decision."""
+
+    windows: list[Duration] = [7 * UNITS["d"], 28 * UNITS["d"]]  # whole days; none: no such features
+
+    @field_validator("windows")
+    @classmethod
+    def _days(cls, windows: list[int]) -> list[int]:
+        if sorted(set(windows)) != windows or any(w % UNITS["d"] for w in windows):
+            raise ValueError("context windows must be whole days, ascending, without repeats")
+        return windows
+
+
 class Client(Section):
     """What differs for one client."""
 
@@ -270,6 +283,7 @@ class Config(Section):
     quality: Quality = Quality()
     at: At = At(event="send")
     windows: Annotated[list[Duration], Field(min_length=1)] = [n * UNITS["d"] for n in (1, 7, 30, 90)]
+    context: Context = Context()
     outcomes: Annotated[dict[str, Outcome], Field(min_length=1)] = {
         "unsubscribe": Outcome(events=["unsubscribe", "complaint"], within=7 * UNITS["d"], match="campaign"),
         "click": Outcome(events=["click"], within=3 * UNITS["d"], match="campaign"),

@@ -23,7 +23,8 @@ class Partition:
     ``key``, ``ts``: int64[n]. ``kind``: int[n], position in ``vocabulary``, -1 for any other kind; ``human``: the
     same with machine events taken out (the same array where none are flagged). ``starts``: int64[S+1]; ``seg``:
     int64[n]. ``campaign``: int32[n], -1 for null, codes of this partition alone. ``value``: int64[n], micro-units.
-    ``ingested``: int64[n], when each row arrived.
+    ``ingested``: int64[n], when each row arrived. ``provider``: int32[n], position in a vocabulary, its length for a
+    provider that is not in it, -1 for null.
     """
 
     backend: Backend
@@ -37,6 +38,7 @@ class Partition:
     campaign: Array | None = None
     value: Array | None = None
     ingested: Array | None = None
+    provider: Array | None = None
 
     @property
     def xp(self) -> Any:
@@ -71,7 +73,7 @@ class Partition:
         for field in dataclasses.fields(self):
             column = getattr(self, field.name)
             if field.name not in taken and hasattr(column, "shape"):
-                taken[field.name] = column[rows]
+                taken[field.name] = column.iloc[rows] if hasattr(column, "iloc") else column[rows]
         if self.human is self.kind:
             taken["human"] = taken["kind"]
         return dataclasses.replace(self, **taken)
@@ -105,13 +107,20 @@ class Partition:
 
 
 def partition_arrays(
-    frame: Frame, vocabulary: list[str], backend: Backend, campaign: bool, value: bool, ingested: bool = False
+    frame: Frame,
+    vocabulary: list[str],
+    backend: Backend,
+    campaign: bool,
+    value: bool,
+    ingested: bool = False,
+    providers: list[str] | None = None,
 ) -> Partition:
     """The arrays of a canonical event frame; no copy of the key and the time.
 
     Args:
         frame: index ``subscriber_key``, columns ``ts``, ``event`` and, where asked for and there, campaign and value;
             ``ingested_at`` where asked for.
+        providers: the vocabulary of ``provider``, where that is asked for.
     Raises:
         DataError: the rows are not sorted by (subscriber_key, ts), or a column holds nulls.
     """
@@ -138,6 +147,10 @@ def partition_arrays(
         part.campaign = backend.codes(column, names)
     if value and "value" in frame.columns:
         part.value = backend.column(frame["value"])
+    if providers and "provider" in frame.columns:
+        code = backend.codes(frame["provider"], providers)
+        named = frame["provider"].notna()
+        part.provider = xp.where((code < 0) & backend.column(named), len(providers), code)
     if ingested:
         part.ingested = backend.column(frame["ingested_at"])
     return part

@@ -48,6 +48,7 @@ class SampleRequest:
     ``active_within``: a subscriber without an event in this span before ``at`` gets no snapshot.
     ``keys``: columns of the log to keep beside the key and the time, where the log has them.
     ``as_known_at``: use only rows that had arrived by then; "decision": see ``knowledge.py``, and for labels as_of.
+    ``campaign``: that the scored rows are sends of, None where it is not known.
     ``keep_suppressed``: score also who has unsubscribed; the keys say who, in a column ``suppressed``.
     ``machines``: machine events count like a human's, in features and labels.
     """
@@ -70,6 +71,7 @@ class SampleRequest:
     keys: tuple[str, ...] = ("campaign", "event_id")
     keep_suppressed: bool = False
     machines: bool = False
+    campaign: str | None = None
 
     @classmethod
     def from_config(

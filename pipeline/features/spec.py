@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pipeline.config import KINDS, Config, format_duration
 from pipeline.errors import ConfigError, ModelError, did_you_mean
+from pipeline.features.trailing import ContextSpec
 
 FORMAT = 1
 DAY = 86_400_000_000
@@ -24,7 +25,17 @@ BOUNCES = ("soft_bounce", "hard_bounce")
 RESPONSES = ("open", "click")
 
 Op = Literal[
-    "count", "recency", "rate", "streak", "tenure", "history", "hour_sin", "hour_cos", "weekday_sin", "weekday_cos"
+    "count",
+    "recency",
+    "rate",
+    "streak",
+    "tenure",
+    "history",
+    "hour_sin",
+    "hour_cos",
+    "weekday_sin",
+    "weekday_cos",
+    "context",
 ]
 
 
@@ -39,6 +50,7 @@ class Feature:
     kind: str | None = None
     window: int | None = None
     dtype: str = "float32"
+    how: str | None = None
 
 
 _HISTORY = Feature("history", "history", "the subscriber's events before at, of any kind", "events")
@@ -50,7 +62,8 @@ class FeatureSpec:
 
     ``kinds``: the kinds counted; ``windows``: microseconds, ascending; ``exposure``: the denominator of rates and what
     a streak counts; ``bounces``: kinds subtracted from the denominator; ``responses``: kinds that end a streak;
-    ``cap``: recencies are at most this, microseconds; ``absent``: what the log could not give, for the user to read.
+    ``cap``: recencies are at most this, microseconds; ``absent``: what the log could not give, for the user to read;
+    ``context``: how rates of everybody are made, see ``context.py``.
     """
 
     features: tuple[Feature, ...]
@@ -61,6 +74,13 @@ class FeatureSpec:
     responses: tuple[str, ...] = ()
     cap: int = 90 * DAY
     absent: tuple[str, ...] = ()
+    context: ContextSpec | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the log that features take, beside key, time, kind and machine."""
+        levels = self.context.levels if self.context else ()
+        return tuple(n for n in ("campaign", "provider") if n in levels)
 
     @property
     def names(self) -> list[str]:
@@ -168,6 +188,8 @@ class FeatureSpec:
         if found != FORMAT:
             raise ModelError(f"feature specification of format {found!r}, this version reads {FORMAT}; train again")
         features = tuple(Feature(**f) for f in values.pop("features"))
+        context = values.pop("context", None)
+        values["context"] = None if context is None else ContextSpec.from_dict(context)
         lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(features=features, **lists)
 

@@ -15,6 +15,7 @@ from typing import Any
 from pipeline.backend import Array, Backend, Frame, backend_of
 from pipeline.errors import DataError
 from pipeline.features import samples, windows
+from pipeline.features.context import Context, context_of
 from pipeline.features.knowledge import corrections
 from pipeline.features.partition import Partition, partition_arrays
 from pipeline.features.samples import SampleRequest
@@ -47,16 +48,23 @@ class FeatureTable:
 
 
 def feature_table(
-    events: Frame, spec: FeatureSpec, request: SampleRequest, backend: Backend | None = None
+    events: Frame,
+    spec: FeatureSpec,
+    request: SampleRequest,
+    backend: Backend | None = None,
+    context: Context | None = None,
 ) -> FeatureTable:
     """The table of one partition.
 
     Args:
         events: a canonical event frame of whole subscribers (index subscriber_key, total order).
         backend: of the frame, found from it where absent.
+        context: of the client, where the specification has features of it; see ``context.context_of``.
     Raises:
-        DataError: unsorted rows, nulls, or a column that the request needs is not there.
+        DataError: unsorted rows, nulls, or a column that the request needs is not there; or no context.
     """
+    if spec.context is not None and context is None:
+        raise DataError("the specification has features of the client as a whole; make its context with context_of")
     backend = backend or backend_of(events)
     xp = backend.xp
     events = _visible(events, request, backend)
@@ -68,6 +76,7 @@ def feature_table(
         campaign=any(h.match for h in request.heads),
         value=any(h.sum for h in request.heads),
         ingested=request.per_decision,
+        providers=None if context is None else context.names["provider"],
     )
     points = samples.decision_points(part, request)
     censored = downsampled = 0
@@ -87,12 +96,14 @@ def feature_table(
             points = points.take(rows)
             key, y, mask, weight, split = key[rows], y[rows], mask[rows], weight[rows], split[rows]
     X = backend.empty_aligned((len(points), len(spec)), xp.float32)
-    windows.write_features(part, spec, points.seg, points.at, request.timezone, X)
+    campaign = None if context is None else context.campaigns(part, events, points, request, key, split)
+    _write(part, spec, request, context, points.seg, points.at, campaign, X)
     late = 0
     if request.per_decision:
         for which, past, seg in corrections(part, points.seg, points.at):
             known = backend.empty_aligned((len(which), len(spec)), xp.float32)
-            windows.write_features(past, spec, seg, points.at[which], request.timezone, known)
+            whose = None if campaign is None else campaign[which]
+            _write(past, spec, request, context, seg, points.at[which], whose, known)
             X[which] = known
             late += len(which)
     counts = {"rows": len(points), "dropped_censored": censored, "dropped_downsampled": downsampled}
@@ -101,26 +112,57 @@ def feature_table(
     return FeatureTable(spec, X, y, mask, weight, split, _keys(events, part, key, points, request), counts)
 
 
+def _write(
+    part: Partition,
+    spec: FeatureSpec,
+    request: SampleRequest,
+    context: Context | None,
+    seg: Array,
+    at: Array,
+    campaign: Array | None,
+    out: Array,
+) -> None:
+    """Every feature of some points: of their own events, and of the client as a whole."""
+    windows.write_features(part, spec, seg, at, request.timezone, out)
+    if context is not None and campaign is not None:
+        context.write(part, spec, seg, at, campaign, request.timezone, out)
+
+
+def read_columns(store: Any, spec: FeatureSpec, request: SampleRequest) -> list[str]:
+    """The columns of the store that a table of these features and labels reads, beside the key."""
+    return [c for c in dict.fromkeys([*request.columns(), *spec.columns]) if c in store.columns]
+
+
 def feature_tables(
-    store: Any, client: str, spec: FeatureSpec, request: SampleRequest, partitions: int | None = None
+    store: Any,
+    client: str,
+    spec: FeatureSpec,
+    request: SampleRequest,
+    partitions: int | None = None,
+    context: Context | None = None,
 ) -> list[Any]:
     """One delayed :class:`FeatureTable` per key range of the store; compute them on any Dask scheduler.
 
     Args:
         store: an EventStore. partitions: how many key ranges; the store's own choice where absent.
+        context: of the client; counted now where the specification needs it and it is absent.
     """
     import dask
 
-    columns = [c for c in request.columns() if c in store.columns]
+    if spec.context is not None and context is None:
+        context = context_of(store, client, spec.context, request, partitions=partitions)
+    columns = read_columns(store, spec, request)
     plan = store.plan(client, until=request.as_of, columns=columns, partitions=partitions)
     # Each task carries its own part of the plan, bound to the function: Dask would walk through every argument.
     parts = [replace(plan, bounds=plan.bounds[i : i + 2], parts=(part,)) for i, part in enumerate(plan.parts)]
-    tasks = [partial(_table_of_range, store, part, spec, request) for part in parts]
+    tasks = [partial(_table_of_range, store, part, spec, request, context) for part in parts]
     return [dask.delayed(task, pure=False, traverse=False)() for task in tasks]
 
 
-def _table_of_range(store: Any, plan: Any, spec: FeatureSpec, request: SampleRequest) -> FeatureTable:
-    return feature_table(store.read_range(plan, 0), spec, request)
+def _table_of_range(
+    store: Any, plan: Any, spec: FeatureSpec, request: SampleRequest, context: Context | None
+) -> FeatureTable:
+    return feature_table(store.read_range(plan, 0), spec, request, context=context)
 
 
 def concat(tables: Sequence[FeatureTable]) -> FeatureTable:

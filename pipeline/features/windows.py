@@ -85,6 +85,8 @@ def _derive(xp: Any, spec: FeatureSpec, sources: dict[str, Array], direct: bool,
             out[:, j] = (at - xp.maximum(latest, at - spec.cap)) / DAY
         elif feature.op == "tenure":
             out[:, j] = xp.maximum(at - sources["first"], 0) / DAY
+        elif feature.op == "context":
+            continue  # not of a partition alone: context.py writes it
         elif feature.op in sources:
             out[:, j] = sources[feature.op]
         else:
