@@ -116,7 +116,7 @@ def run(config: Config, until: str = "report") -> None:
     from cluster import connect
 
     wanted = [s for s in STAGES[: STAGES.index(until) + 1] if s != "simulate" or config.source is None]
-    if until not in ("rollup", "report"):
+    if until in ("train", "decide") and not config.context.windows:
         wanted = [s for s in wanted if s != "rollup"]
     config = with_source(config)
     extensions.load(config.extensions)
@@ -319,6 +319,7 @@ def _train(context: Context) -> Outcome:
                 context.backend,
                 context.as_of(client),
                 context.run.path / "models",
+                context.run.path / "rollups",
             )
         except (TooLittleError, ConfigError) as error:
             # One client's log may be too short or lack a kind; what is wrong for all of them is said below.
@@ -402,7 +403,18 @@ def _rollup_key(context: Context) -> str:
 
 
 def _train_key(context: Context) -> str:
-    fields = {"at", "windows", "outcomes", "lateness", "split", "model", "timezone", "clients", "as_known_at"}
+    fields = {
+        "at",
+        "windows",
+        "context",
+        "outcomes",
+        "lateness",
+        "split",
+        "model",
+        "timezone",
+        "clients",
+        "as_known_at",
+    }
     part = context.config.model_dump(mode="json", include=fields) | {"budgets": context.config.decide.budgets}
     part |= {"count_machines": context.config.quality.count_machines}
     ends = {client: context.as_of(client) for client in context.store.clients()}

@@ -28,9 +28,10 @@ from pipeline.decisions import lists
 from pipeline.decisions.assure import ACTIONS, Rule, assure, hashed_uniform
 from pipeline.decisions.prioritize import prioritize
 from pipeline.decisions.value import backtest, expected_effect
+from pipeline.features.context import Context, context_of, hourly
 from pipeline.features.samples import HOLDOUT, SampleRequest
 from pipeline.features.spec import FeatureSpec
-from pipeline.features.table import feature_table
+from pipeline.features.table import feature_table, read_columns
 from pipeline.learning.truth import true_probabilities
 
 T = TypeVar("T")
@@ -44,7 +45,8 @@ class Scored:
     """Rows of one client before any decision, on the backend but for the texts.
 
     ``keys``, ``at``: int64[n]; ``p``: float32[n, H]; ``events``: int64[n] of history; ``suppressed``: bool[n];
-    ``subscriber``, ``campaign``: host arrays of text (a campaign may be None).
+    ``subscriber``, ``campaign``: host arrays of text (a campaign may be None); ``asked``: which of a plan's hours and
+    campaigns each row is of.
     """
 
     keys: Array
@@ -54,6 +56,7 @@ class Scored:
     suppressed: Array
     subscriber: np.ndarray
     campaign: np.ndarray | None = None
+    asked: np.ndarray | None = None
 
 
 def decide(
@@ -140,6 +143,7 @@ def score(
     model_version: str = "",
     partitions: int | None = None,
     progress: Any = None,
+    rollups: Path | None = None,
 ) -> pd.DataFrame:
     """The decisions of one client: one row per active subscriber, or per planned send.
 
@@ -149,6 +153,7 @@ def score(
         as_of: the end of what may be seen, microseconds UTC.
         backend: of the frames that the store gives; told from them where absent.
         progress: a Progress to advance by the rows of each partition.
+        rollups: the run's table of roll-ups, where it is of this store; context is counted from it.
     Raises:
         ConfigError: a plan for a time before as_of. SourceError: the plan or the suppression list cannot be read.
     """
@@ -158,8 +163,10 @@ def score(
     )
     listed = lists.suppression_list(settings.suppressed, client) if settings.suppressed else None
     planned = lists.read_plan(settings.plan, client, as_of) if settings.plan else None
-    plan = store.plan(client, until=as_of, columns=request.columns(), partitions=partitions or config.partitions)
+    columns = read_columns(store, spec, request)
+    plan = store.plan(client, until=as_of, columns=columns, partitions=partitions or config.partitions)
     count = len(plan.ranges)
+    context = _context(store, client, spec, request, rollups, count)
     if planned is None and request.exposure is not None:
         # A partition is a random sample of the subscribers, and the first that has exposures says enough.
         times = {"since": as_of - LATELY, "until": as_of, "as_known_at": request.known_by}
@@ -172,17 +179,23 @@ def score(
     requests = [request]
     if planned is not None:
         # A planned send is due to whoever is in the plan, however long ago their last event was.
-        hours = np.unique(planned["hour"].to_numpy())
-        requests = [replace(request, active_within=EVER, at=int(hour)) for hour in hours]
+        # What is known of a campaign counts, so each hour is computed once for each campaign that is known.
+        named = set(context.names["campaign"]) if context is not None else set()
+        whose = [
+            (hour, c if c in named else None) for hour, c in zip(planned["hour"], planned["campaign"], strict=True)
+        ]
+        pairs = {pair: i for i, pair in enumerate(dict.fromkeys(whose))}
+        planned = planned.assign(asked=[pairs[pair] for pair in whose])
+        requests = [replace(request, active_within=EVER, at=int(hour), campaign=c) for hour, c in pairs]
 
     def prepare(i: int) -> list[tuple[Any, Array]]:
         events = store.read_range(plan, i)
-        return [_features(events, spec, r) for r in requests]
+        return [_features(events, spec, r, context) for r in requests]
 
     parts = []
     for tables in _ahead(prepare, count):
-        for table, history in tables:
-            parts.append(_predict(table, history, model, len(config.outcomes)))
+        for asked, (table, history) in enumerate(tables):
+            parts.append(_predict(table, history, model, len(config.outcomes), asked))
             if progress is not None:
                 progress.advance(len(table))
     heads = list(config.outcomes) if model is None else [head.name for head in model.heads]
@@ -196,9 +209,18 @@ def score(
     return decide(client, scored, heads, unlearned, settings, as_of, model_version, model is not None)
 
 
-def _features(events: Frame, spec: FeatureSpec, request: SampleRequest) -> tuple[Any, Array]:
+def _context(
+    store: Any, client: str, spec: FeatureSpec, request: SampleRequest, rollups: Path | None, partitions: int
+) -> Context | None:
+    """The client's context as the model knows it; None for a model without."""
+    if spec.context is None:
+        return None
+    return context_of(store, client, spec.context, request, hourly(rollups, client), partitions)
+
+
+def _features(events: Frame, spec: FeatureSpec, request: SampleRequest, context: Context | None) -> tuple[Any, Array]:
     """The partition's table, and each of its rows' number of events before ``at``."""
-    table = feature_table(events, spec, request)
+    table = feature_table(events, spec, request, context=context)
     backend = backend_of(table.X)
     if "history" in spec.names:
         return table, table.X[:, spec.index("history")].astype(backend.xp.int64)
@@ -208,7 +230,7 @@ def _features(events: Frame, spec: FeatureSpec, request: SampleRequest) -> tuple
     return table, (right - left).astype(backend.xp.int64)
 
 
-def _predict(table: Any, history: Array, model: Any, outcomes: int) -> Scored:
+def _predict(table: Any, history: Array, model: Any, outcomes: int, asked: int) -> Scored:
     backend = backend_of(table.X)
     xp = backend.xp
     keys = table.keys
@@ -221,6 +243,7 @@ def _predict(table: Any, history: Array, model: Any, outcomes: int) -> Scored:
         history,
         backend.column(keys["suppressed"]).astype(bool) if "suppressed" in keys.columns else xp.zeros(n, dtype=bool),
         backend.to_pandas(keys["subscriber"]).astype(object).to_numpy(),
+        asked=np.full(n, asked),
     )
 
 
@@ -229,11 +252,13 @@ def _concat(parts: list[Scored], heads: int, backend: Backend | None) -> Scored:
     if not parts:
         xp = (backend or Backend("pandas")).xp
         none = xp.zeros(0, dtype=xp.int64)
-        return Scored(none, none, xp.zeros((0, heads), xp.float32), none, none > 0, np.empty(0, dtype=object))
+        texts, asked = np.empty(0, dtype=object), np.empty(0, dtype=np.int64)
+        return Scored(none, none, xp.zeros((0, heads), xp.float32), none, none > 0, texts, asked=asked)
     xp = backend_of(parts[0].keys).xp
     names = ("keys", "at", "p", "events", "suppressed")
     arrays = {name: xp.concatenate([getattr(p, name) for p in parts]) for name in names}
-    return Scored(**arrays, subscriber=np.concatenate([p.subscriber for p in parts]))
+    texts, asked = (np.concatenate([getattr(p, name) for p in parts]) for name in ("subscriber", "asked"))
+    return Scored(**arrays, subscriber=texts, asked=asked)
 
 
 def _ahead(work: Callable[[int], T], count: int) -> Iterator[T]:
@@ -252,9 +277,9 @@ def _ahead(work: Callable[[int], T], count: int) -> Iterator[T]:
 def _join(planned: pd.DataFrame, scored: Scored, heads: int) -> Scored:
     """The plan's rows with what was found of their subscribers; those the log does not know have no history."""
     backend = backend_of(scored.keys)
-    known = pd.DataFrame({"key": backend.to_host(scored.keys), "hour": backend.to_host(scored.at)})
+    known = pd.DataFrame({"key": backend.to_host(scored.keys), "asked": scored.asked})
     known["row"] = np.arange(len(known))
-    row = planned.merge(known, on=["key", "hour"], how="left")["row"].fillna(-1).to_numpy(dtype=np.int64)
+    row = planned.merge(known, on=["key", "asked"], how="left")["row"].fillna(-1).to_numpy(dtype=np.int64)
     there = row >= 0
     p = np.full((len(row), heads), np.nan, dtype=np.float32)
     events = np.zeros(len(row), dtype=np.int64)
@@ -283,6 +308,7 @@ def check(
     config: Config,
     as_of: int,
     partitions: int | None = None,
+    rollups: Path | None = None,
 ) -> dict[str, Any] | None:
     """The rule applied to the hold-out's decision points, whose outcomes are known; see ``value.backtest``.
 
@@ -297,9 +323,15 @@ def check(
         return None
     request = SampleRequest.from_config(config, client, as_of, "train")
     request = replace(request, since=request.bounds()["holdout"])
-    plan = store.plan(client, until=as_of, columns=request.columns(), partitions=partitions or config.partitions)
+    columns = read_columns(store, spec, request)
+    plan = store.plan(client, until=as_of, columns=columns, partitions=partitions or config.partitions)
+    context = _context(store, client, spec, request, rollups, len(plan.ranges))
     found: list[tuple[np.ndarray, ...]] = []
-    for table in _ahead(lambda i: feature_table(store.read_range(plan, i), spec, request), len(plan.ranges)):
+
+    def made(i: int) -> Any:
+        return feature_table(store.read_range(plan, i), spec, request, context=context)
+
+    for table in _ahead(made, len(plan.ranges)):
         backend = backend_of(table.X)
         rows = backend.xp.flatnonzero(table.split == HOLDOUT)
         if not len(rows):
@@ -360,9 +392,12 @@ def decide_client(
         write(frame, run_dir / "decisions", client, as_of)
         return summary(frame, config) | {"backtest": None}
     model, spec, card = registry.load_current(run_dir / "models", client)
-    frame = score(store, client, model, spec, config, as_of, backend, model_version=version or "", progress=progress)
+    rollups = run_dir / "rollups"
+    frame = score(
+        store, client, model, spec, config, as_of, backend, model_version=version, progress=progress, rollups=rollups
+    )
     write(frame, run_dir / "decisions", client, as_of)
     # A decision for an earlier day is checked on what the model has not seen, not on what it learnt from.
     trained = int(pd.Timestamp(card["as_of"]).value) // 1000 if card.get("as_of") else as_of
     end = max(as_of, trained)
-    return summary(frame, config, model) | {"backtest": check(store, client, model, spec, config, end)}
+    return summary(frame, config, model) | {"backtest": check(store, client, model, spec, config, end, rollups=rollups)}

@@ -9,10 +9,13 @@ chosen by a hash, because scoring has sends whose campaign nobody has decided on
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
+from pipeline import results
 from pipeline.backend import Array, Frame
 from pipeline.config import Config, format_duration
 from pipeline.features import trailing
@@ -177,19 +180,50 @@ class Context:
         return xp.where(row >= 0, part.provider[xp.maximum(row, 0)], UNKNOWN).astype(xp.int64)
 
 
+def hourly(rollups: Path | None, client: str) -> pd.DataFrame | None:
+    """A client's hourly rows by campaign and provider of the Delta table ``rollups``; None where it has none."""
+    table = None if rollups is None else results.read(str(rollups), {"client": client})
+    if table is None or "every" not in table:
+        return None
+    table = table[(table["level"] == "provider") & (table["every"] == "hour")]
+    return table if len(table) else None
+
+
+def specify(
+    store: Any,
+    client: str,
+    config: Config,
+    request: SampleRequest,
+    rollup: pd.DataFrame | None = None,
+    partitions: int | None = None,
+) -> tuple[FeatureSpec, Context | None]:
+    """Every feature that a configuration asks for and this log allows, and the client's context for it.
+
+    Args, Raises: as :func:`context_of` and :meth:`FeatureSpec.from_config`.
+    """
+    spec = FeatureSpec.from_config(config, store.kinds(client))
+    wanted = define(config, spec)
+    if wanted is None:
+        return spec, None
+    counts = count(store, client, wanted, request, rollup, partitions)
+    spec = describe(spec, wanted, counts)
+    assert spec.context is not None
+    return spec, Context.of(spec.context, counts, request.as_of, request.timezone)
+
+
 def context_of(
     store: Any,
     client: str,
     spec: ContextSpec,
     request: SampleRequest,
-    rollup: Any = None,
+    rollup: pd.DataFrame | None = None,
     partitions: int | None = None,
 ) -> Context:
     """A client's context as the request may know it.
 
     Args:
-        store: an ``EventStore``. rollup: the client's hourly roll-up, a pandas frame as in ``rollups/``; used instead
-            of reading the events, unless arrivals matter (``as_known_at``), which it does not tell.
+        store: an ``EventStore``. rollup: the client's hourly roll-up, see :func:`hourly`; used instead of reading the
+            events, unless it matters when they arrived (``as_known_at``), which it does not tell.
     """
     counts = count(store, client, spec, request, rollup, partitions)
     return Context.of(spec, counts, request.as_of, request.timezone)
@@ -200,7 +234,7 @@ def count(
     client: str,
     spec: ContextSpec,
     request: SampleRequest,
-    rollup: Any = None,
+    rollup: pd.DataFrame | None = None,
     partitions: int | None = None,
 ) -> Counts:
     """What :func:`context_of` is made of. Partitions are counted one by one by the Dask scheduler in force."""

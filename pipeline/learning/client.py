@@ -12,6 +12,7 @@ import numpy as np
 from pipeline.backend import Backend
 from pipeline.config import Config, format_duration
 from pipeline.errors import DataError, TooLittleError
+from pipeline.features import context
 from pipeline.features import table as features
 from pipeline.features.samples import HOLDOUT, TRAIN, VALIDATION, SampleRequest, describe
 from pipeline.features.spec import FeatureSpec
@@ -45,12 +46,19 @@ class ClientModel:
 
 
 def train_client(
-    store: EventStore, client: str, config: Config, backend: Backend, as_of: int, models: Path
+    store: EventStore,
+    client: str,
+    config: Config,
+    backend: Backend,
+    as_of: int,
+    models: Path,
+    rollups: Path | None = None,
 ) -> ClientModel:
     """Train, measure on the hold-out, and keep a client's model as the version in use.
 
     Args:
         as_of: where the data end, microseconds UTC. models: the run's directory of models.
+        rollups: the run's table of roll-ups, where it is of this store; context is counted from it.
     Raises:
         TooLittleError: nothing to learn from; DataError: more than fits the memory; ModelError: from training or the
         registry; ConfigError: the log of this client has no events of the kind that decisions are made at.
@@ -62,7 +70,7 @@ def train_client(
     from pipeline.learning.rows import select
     from pipeline.learning.train import train
 
-    table = training_table(store, client, config, backend, as_of)
+    table = training_table(store, client, config, backend, as_of, rollups)
     rows, valid, holdout = (select(table, split) for split in (TRAIN, VALIDATION, HOLDOUT))
     if not len(rows):
         raise TooLittleError(_too_short(store, client, config, as_of))
@@ -93,7 +101,7 @@ def train_client(
 
 
 def training_table(
-    store: EventStore, client: str, config: Config, backend: Backend, as_of: int
+    store: EventStore, client: str, config: Config, backend: Backend, as_of: int, rollups: Path | None = None
 ) -> features.FeatureTable:
     """Every decision point whose outcome is known, resident on the device of this process.
 
@@ -106,10 +114,11 @@ def training_table(
     import dask
     from dask.callbacks import Callback
 
-    spec = FeatureSpec.from_config(config, store.kinds(client))
     request = SampleRequest.from_config(config, client, as_of, "train")
+    ranges = config.partitions or _ranges(store, client, backend)
+    spec, known = context.specify(store, client, config, request, context.hourly(rollups, client), ranges)
     _check_memory(store, client, config, backend, spec)
-    tasks = features.feature_tables(store, client, spec, request, config.partitions or _ranges(store, client, backend))
+    tasks = features.feature_tables(store, client, spec, request, ranges, known)
     finals = {task.key for task in tasks}
     with Progress(f"features {client}", len(tasks), "key ranges") as progress:
 

@@ -18,7 +18,9 @@ from pipeline.backend import Backend, backend_of
 from pipeline.config import Config
 from pipeline.decisions import lists, score
 from pipeline.errors import ConfigError, SourceError
+from pipeline.features.context import Context, define, describe
 from pipeline.features.spec import FeatureSpec
+from pipeline.features.trailing import count_events, together
 from pipeline.results import read
 
 DAY = 86_400_000_000
@@ -55,6 +57,7 @@ class Store:
 
     def __init__(self, frame: pd.DataFrame, backend: Backend, partitions: int) -> None:
         self.frame, self.backend = frame, backend
+        self.columns = [c for c in frame.columns if c != "subscriber_key"]
         self.bounds = np.linspace(-(2.0**63), 2.0**63, partitions + 1)
 
     def plan(self, client: str, until: int, columns: list[str], partitions: int | None, **times: Any) -> Any:
@@ -116,6 +119,44 @@ def run(backend: Backend, config: Config = CONFIG, partitions: int = 3, **more: 
     store = Store(log(), backend, partitions)
     model = Model(SPEC, more.pop("unlearned", ()))
     return score.score(store, "acme", model, SPEC, config, AS_OF, backend, model_version="v1", **more)
+
+
+class Campaigns:
+    """A model of one feature: whether the send's campaign is known."""
+
+    heads, notes = Model.heads, Model(SPEC).notes
+
+    def __init__(self, spec: FeatureSpec) -> None:
+        self.flag = spec.index("campaign_known")
+
+    def predict(self, X: Any) -> Any:
+        xp = backend_of(X).xp
+        return xp.stack([X[:, self.flag] * 0, X[:, self.flag], X[:, self.flag] * 0], axis=1).astype(xp.float32)
+
+
+def test_a_planned_send_is_scored_with_its_campaign(
+    backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A campaign that everybody got lately is known, one that nobody has heard of is not, nor is none."""
+    sent = log().assign(campaign="weekly")
+    at = pd.Timestamp(AS_OF + 3_600_000_000 * 9, unit="us").isoformat()
+    who = sorted(set(sent.subscriber))[:20]
+    rows = [{"subscriber": s, "at": at, "campaign": c} for s in who for c in ("weekly", "first ever", None)]
+    pd.DataFrame(rows).to_csv(tmp_path / "plan.csv", index=False)
+    config = CONFIG.model_copy(update={"decide": CONFIG.decide.model_copy(update={"plan": str(tmp_path / "plan.csv")})})
+    store = Store(sent, backend, 3)
+    wanted = define(config, SPEC)
+    assert wanted is not None
+    plan = store.plan("acme", AS_OF, ["ts", "event", "campaign", "machine"], 3)
+    counts = together([count_events(store.read_range(plan, i), wanted, config.timezone) for i in range(3)])
+    spec = describe(SPEC, wanted, counts)
+    assert spec.context is not None
+    context = Context.of(spec.context, counts, AS_OF, config.timezone)
+    monkeypatch.setattr(score, "_context", lambda *_: context)
+    found = score.score(store, "acme", Campaigns(spec), spec, config, AS_OF, backend)
+    assert len(found) == len(rows)
+    known = found.dropna(subset="p_click").groupby(found["campaign"].fillna("none"))["p_click"].agg(["min", "max"])
+    assert known.T.to_dict("list") == {"first ever": [0, 0], "none": [0, 0], "weekly": [1, 1]}
 
 
 def test_equals_the_loop(backend: Backend) -> None:
