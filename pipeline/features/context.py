@@ -239,11 +239,12 @@ def count(
 ) -> Counts:
     """What :func:`context_of` is made of. Partitions are counted one by one by the Dask scheduler in force."""
     if rollup is not None and request.as_known_at is None:
-        return trailing.count_rollup(rollup, spec)
+        return trailing.count_rollup(rollup, spec, request.machines)
     import dask
 
-    wanted = ["ts", "event", "machine", "campaign", "provider", *(["ingested_at"] if request.per_decision else [])]
-    columns = [c for c in wanted if c in store.columns]
+    wanted = {"ts", "event", "machine", "campaign", "provider", "ingested_at"}
+    wanted -= ({"machine"} if request.machines else set()) | (set() if request.per_decision else {"ingested_at"})
+    columns = [c for c in store.columns if c in wanted]
     plan = store.plan(client, None, request.as_of, columns, partitions, request.known_by)
     parts = [replace(plan, bounds=plan.bounds[i : i + 2], parts=(part,)) for i, part in enumerate(plan.parts)]
 

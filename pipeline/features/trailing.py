@@ -138,8 +138,12 @@ def _distinct(xp: Any, columns: list[Array]) -> tuple[list[Array], Array]:
     return distinct[::-1], starts[1:] - starts[:-1]
 
 
-def count_rollup(table: pd.DataFrame, spec: ContextSpec) -> Counts:
-    """The same from an hourly roll-up: ``campaign``, ``provider`` (empty for none), ``bucket`` and ``n_<kind>``."""
+def count_rollup(table: pd.DataFrame, spec: ContextSpec, machines: bool = False) -> Counts:
+    """The same from an hourly roll-up: ``campaign``, ``provider`` (empty for none), ``bucket`` and ``n_<kind>``.
+
+    Args:
+        machines: count ``n_machine_<kind>`` as well.
+    """
     names, codes = {}, {}
     for name in ("campaign", "provider"):
         found = sorted(set(table[name]) - {""}) if name in spec.levels else []
@@ -147,9 +151,12 @@ def count_rollup(table: pd.DataFrame, spec: ContextSpec) -> Counts:
         names[name] = found
         codes[name] = np.array([position.get(text, UNKNOWN) for text in table[name]], dtype=np.int64)
     hour = table["bucket"].to_numpy().astype("datetime64[us]").astype(np.int64) // HOUR
-    none = np.zeros(len(table), dtype=np.int64)
-    number = [table[f"n_{k}"].to_numpy(dtype=np.int64) if f"n_{k}" in table else none for k in spec.kinds]
-    return Counts(names, codes, hour, hour // 24 + 1, np.stack(number, axis=1) @ spec.contributions())
+    number = np.zeros((len(table), len(spec.kinds)), dtype=np.int64)
+    for k, kind in enumerate(spec.kinds):
+        for column in [f"n_{kind}", *([f"n_machine_{kind}"] if machines else [])]:
+            if column in table:
+                number[:, k] += table[column].to_numpy(dtype=np.int64)
+    return Counts(names, codes, hour, hour // 24 + 1, number @ spec.contributions())
 
 
 def together(parts: Iterable[Counts]) -> Counts:
