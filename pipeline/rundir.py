@@ -151,7 +151,7 @@ class RunDirectory:
     def metrics(self) -> dict[str, Any]:
         """Everything measured in this run, in the shape that ``metrics.json`` promises."""
         stages = sorted((p.stem for p in (self.path / "stages").glob("*.json")), key=_order)
-        ingest, train = self.result("ingest"), self.result("train")
+        ingest, audit, train = (self.result(stage) for stage in ("ingest", "audit", "train"))
         return {
             "events": ingest.get("events", {}),
             "stages": {stage: self.timing(stage) for stage in stages},
@@ -159,6 +159,8 @@ class RunDirectory:
             "untrained": train.get("untrained", {}),
             "decisions": self.result("decide").get("clients", {}),
             "rules": ingest.get("rules", []),
+            "dirt": audit.get("dirt", {}),
+            "humans": audit.get("humans", {}),
             "bad_files": ingest.get("bad_files", []),
             "run": read_json(self.path / "environment.json"),
         }
@@ -167,7 +169,7 @@ class RunDirectory:
         return self.path / "stages" / f"{stage}.json"
 
 
-STAGES = ("simulate", "ingest", "rollup", "train", "decide", "report")
+STAGES = ("simulate", "ingest", "audit", "rollup", "train", "decide", "report")
 
 
 def _order(stage: str) -> int:

@@ -1,4 +1,4 @@
-"""What each stage of a run does, in order: simulate, ingest, rollup, train, decide, report.
+"""What each stage of a run does, in order: simulate, ingest, audit, rollup, train, decide, report.
 
 A stage is a function of a :class:`Context` that returns an :class:`Outcome`. Results are kept in the run directory
 under a key made of everything they depend on, so a finished stage is not redone and an interrupted run goes on.
@@ -118,7 +118,10 @@ def run(config: Config, until: str = "report") -> None:
     wanted = [s for s in STAGES[: STAGES.index(until) + 1] if s != "simulate" or config.source is None]
     if until in ("train", "decide") and not config.context.windows:
         wanted = [s for s in wanted if s != "rollup"]
+    wanted += ["audit"] if until == "ingest" else []
     config = with_source(config)
+    if config.source is None or config.source.truth is None:
+        wanted = [s for s in wanted if s != "audit"]
     extensions.load(config.extensions)
     directory = RunDirectory(config)
     backend = choose(config.backend)
@@ -290,6 +293,18 @@ def _ingest(context: Context) -> Outcome:
     return Outcome(report.line(), report.rows_in, result, idle, report.compile_seconds)
 
 
+def _audit(context: Context) -> Outcome:
+    from pipeline.events.audit import audit
+
+    found = audit(context.config, context.store, context.run.path)
+    dirt = found.get("dirt", {})
+    rows, taken = (sum(one[name] for one in dirt.values()) for name in ("rows", "found"))
+    line = f"{taken:,} of {rows:,} rows of simulated dirt found" if dirt else "this log's dirt is not known"
+    if (share := found.get("humans", {}).get("kept_share")) is not None:
+        line += f"; {share:.2%} of what humans did kept as theirs"
+    return Outcome(line, rows, found)
+
+
 def _rollup(context: Context) -> Outcome:
     from pipeline.features.rollup import rollup, write
 
@@ -396,6 +411,12 @@ def _clients(number: int) -> str:
 # -- keys --------------------------------------------------------------------------------------------------------
 
 
+def _audit_key(context: Context) -> str:
+    config = context.config
+    source = config.source.model_dump(mode="json") if config.source else None
+    return fingerprint("audit", code_version(), str(config.store_uri), context.store.version(), source)
+
+
 def _rollup_key(context: Context) -> str:
     config = context.config
     zones = {client: config.client_timezone(client) for client in context.store.clients()}
@@ -458,6 +479,7 @@ def _has_models(context: Context) -> bool:
 _STAGES = {
     "simulate": Stage(_simulate),
     "ingest": Stage(_ingest),
+    "audit": Stage(_audit, _audit_key),
     "rollup": Stage(_rollup, _rollup_key, lambda context: _has_table(context, "rollups")),
     "train": Stage(_train, _train_key, _has_models),
     "decide": Stage(_decide, _decide_key, lambda context: _has_table(context, "decisions")),

@@ -42,7 +42,7 @@ def test_every_stage_leaves_what_it_promises(finished: tuple[Path, str]) -> None
     assert events["in"] == events["kept"] + events["duplicates"] + events["rejected"]
     raw = duckdb.sql(f"select count(*) from '{run}/raw/events/*/*.parquet'").arrow().read_all().to_pydict()
     assert [events["in"]] == next(iter(raw.values()))
-    assert set(metrics["stages"]) == {"simulate", "ingest", "rollup", "train", "decide", "report"}
+    assert set(metrics["stages"]) == {"simulate", "ingest", "audit", "rollup", "train", "decide", "report"}
     for stage in metrics["stages"].values():
         assert set(stage) >= {"seconds", "rows", "rows_per_second", "peak_rss_bytes"}
     for client in ("acme", "globex"):

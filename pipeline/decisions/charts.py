@@ -222,6 +222,30 @@ def line_chart(title: str, description: str, series: Sequence[Series], x: Axis, 
     return Markup("").join(parts)
 
 
+def spark(title: str, values: Sequence[float], usual: float | None) -> Markup:
+    """A line without axes, as high as a line of text: what was usual is dashed, the last value has a dot."""
+    width, height, edge = 132, 28, 4
+    high = max([*values, usual or 0.0]) or 1.0
+
+    def place(i: int, value: float) -> tuple[float, float]:
+        across = edge + (width - 2 * edge) * i / max(len(values) - 1, 1)
+        return round(across, 1), round(height - edge - (height - 2 * edge) * value / high, 1)
+
+    points = [place(i, value) for i, value in enumerate(values)]
+    parts = [
+        Markup('<svg class="spark" viewBox="0 0 {} {}" role="img" aria-label="{}"><title>{}</title>').format(
+            width, height, title, title
+        )
+    ]
+    if usual is not None:
+        _, level = place(0, usual)
+        line = Markup('<line class="guide" x1="{}" x2="{}" y1="{}" y2="{}" stroke-dasharray="3 3"/>')
+        parts.append(line.format(edge, width - edge, level, level))
+    parts.append(Markup('<polyline class="line c1" points="{}"/>').format(" ".join(f"{a},{b}" for a, b in points)))
+    parts.append(Markup('<circle class="dot c1" cx="{}" cy="{}" r="2.6"/>').format(*points[-1]))
+    return Markup("").join([*parts, Markup("</svg>")])
+
+
 def legend(series: Sequence[Series]) -> Markup:
     items = [
         Markup(

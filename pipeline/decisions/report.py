@@ -33,9 +33,10 @@ class ReportInput:
     """Everything the report shows.
 
     ``metrics``: as in metrics.json. Read from it, all optional: ``events``, ``stages``, ``models``, ``rules`` (list of
-    name, action, count, share, examples), ``dirt`` (kind -> injected, found, recall; simulated logs), ``decisions``
-    (client -> as_of, model_version, unit, the summary of ``expected_effect``, ``backtest``), ``run`` (backend, cluster,
-    versions, machine, ...: shown as they are).
+    name, action, count, share, examples, trend), ``dirt`` (kind -> rows, found, recall, precision; simulated logs),
+    ``humans`` (what of them was taken for machines; simulated logs), ``decisions`` (client -> as_of, model_version,
+    unit, the summary of ``expected_effect``, ``backtest``), ``run`` (backend, cluster, versions, machine, ...: shown as
+    they are).
     ``rollups``: client -> table of ``features.rollup``. ``examples``: client -> a few rows of its list.
     """
 

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.decisions.assure import Rule
-from pipeline.decisions.charts import human, percent, plural
+from pipeline.decisions.charts import human, percent, plural, spark
 from pipeline.decisions.value import wilson
 
 
@@ -261,15 +261,17 @@ def quality(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
             "count": r.get("count") or 0,
             "share": r.get("share") if r.get("share") is not None else share_of(r.get("count"), total),
             "examples": [_example(e) for e in (r.get("examples") or [])],
+            "unit": str(r.get("unit") or "rows"),
+            "meaning": str(r.get("meaning") or ""),
+            **_trend(r),
         }
         for r in (metrics.get("rules") or [])
     ]
     dirt = [
         {
             "kind": str(name),
-            "injected": d.get("injected"),
-            "found": d.get("found"),
-            "recall": d.get("recall") if d.get("recall") is not None else share_of(d.get("found"), d.get("injected")),
+            **{key: d.get(key) for key in ("rows", "elsewhere", "found", "recall", "precision")},
+            "rules": _join([str(rule).replace("_", " ") for rule in d.get("rules") or []]),
         }
         for name, d in (metrics.get("dirt") or {}).items()
     ]
@@ -282,7 +284,22 @@ def quality(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
         "rules": [r for r in rules if r["count"]],
         "silent": [r["name"] for r in rules if not r["count"]],
         "dirt": dirt,
+        "humans": metrics.get("humans") or {},
     }
+
+
+def _trend(rule: Mapping[str, Any]) -> dict[str, Any]:
+    """A chart of what a rule found on each day of the last four weeks, and the last of them against the usual."""
+    trend = rule.get("trend") or {}
+    values, days, usual = trend.get("values") or [], trend.get("days") or [], trend.get("usual")
+    if len(values) < 2:
+        return {"chart": "", "trend": ""}
+    write = percent if (rule.get("unit") or "rows") == "rows" else human
+    words = f"{write(values[-1])} on {days[-1]}"
+    if usual is not None:
+        words += f", usually {write(usual)}"
+    name = str(rule.get("name", "")).replace("_", " ")
+    return {"chart": spark(f"{name}: {days[0]} to {days[-1]}, {words}", values, usual), "trend": words}
 
 
 def _example(example: Any) -> str:

@@ -73,12 +73,13 @@ def quality_metrics() -> dict[str, Any]:
         "rules": [
             {"name": "null_key", "action": "reject", "count": 3200, "examples": [{"user_id": None, "campaign": EVIL}]},
             {"name": "impossible_time", "action": "reject", "count": 2000, "share": 0.001, "examples": []},
-            {"name": "machine_open", "action": "flag", "count": 91_000, "examples": [{"user_id": "u1", "gap_s": 0.4}]},
+            {"name": "machine_open", "action": "flag", "count": 91_000, "examples": [{"user_id": "u1", "gap_s": 0.4}],
+             "trend": {"days": ["2026-07-30", "2026-07-31"], "values": [0.04, 0.05], "usual": None, "latest": 0.05}},
             {"name": "id_conflict", "action": "fail", "count": 0, "examples": []},
         ],
         "dirt": {
-            "duplicate": {"injected": 10_050, "found": 10_039},
-            "scanner_click": {"injected": 4000, "found": 3980},
+            "duplicate": {"rows": 10_050, "found": 10_039, "recall": 0.9989, "precision": 1.0, "rules": ["duplicate"]},
+            "scanner": {"rows": 4000, "found": 3980, "recall": 0.995, "precision": None, "rules": ["scanner_click"]},
         },
     }  # fmt: skip
 

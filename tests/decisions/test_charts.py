@@ -74,3 +74,15 @@ def test_a_chart_is_well_formed_and_says_what_it_shows() -> None:
     assert svg.get("role") == "img"
     assert svg.get("aria-label") == evil
     assert len(svg.findall("circle")) == 2  # the point that is no number is left out
+
+
+@given(values=st.lists(st.floats(0, 1e9), min_size=1, max_size=29), usual=st.none() | st.floats(0, 1e9))
+def test_a_spark_stays_in_its_box(values: list[float], usual: float | None) -> None:
+    root = ET.fromstring(charts.spark("a < b", values, usual))
+    (line,) = root.findall("polyline")
+    points = [tuple(map(float, p.split(","))) for p in line.attrib["points"].split()]
+    assert len(points) == len(values)
+    assert all(0 <= x <= 132 and 0 <= y <= 28 for x, y in points)
+    heights = [y for _, y in points]
+    assert all(a >= b for (_, a), (_, b) in itertools.pairwise(sorted(zip(values, heights, strict=True))))
+    assert len(root.findall("line")) == (usual is not None)
