@@ -1,25 +1,26 @@
 """Raw files to the sorted store: read, validate, key, sort, drop duplicates, write, commit; batch by batch.
 
 A batch is up to ``batch_rows`` rows of source files not yet ingested, in the order of their names. Its files are read
-in parallel (:mod:`prepare`); its rows, by client and key range, are sorted and written in parallel; then one commit
-adds them all. For every batch, rows in = kept + duplicates + rejected, or the run fails before the commit.
+and put in order of client and key range in parallel (:mod:`prepare`, :mod:`ranges`); its ranges are sorted and written
+in parallel, while the next batch's files are being read; then one commit adds them all. For every batch, rows in =
+kept + duplicates + rejected, or the run fails before the commit.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 
 from pipeline.backend import Backend
 from pipeline.config import Config
 from pipeline.errors import ConfigError, DataError, EventgrainError, SourceError
+from pipeline.events.batch import Batch, add_counts
 from pipeline.events.commit import (
     Settings,
     add_columns,
@@ -38,10 +39,12 @@ from pipeline.events.parts import Findings, Sorter
 from pipeline.events.prepare import Prepared, prepare
 from pipeline.events.quality import Rulebook, RuleResult, refuse
 from pipeline.events.quarantine import encode as encode_quarantine
-from pipeline.events.ranges import BatchRows, Range
+from pipeline.events.quarantine import together
+from pipeline.events.ranges import BatchRows, Blocks, Piece, Range, piece_of
 from pipeline.events.schema import FORMAT_VERSION
 from pipeline.events.setaside import SetAside
 from pipeline.events.sources import (
+    Digests,
     Known,
     Sources,
     Unit,
@@ -49,15 +52,17 @@ from pipeline.events.sources import (
     batch_id,
     discover,
     make_batches,
-    with_digest,
+    read_whole,
 )
-from pipeline.events.volume import Past, Tally, add_tally, judge
-from pipeline.events.writing import Written, group_bits, write_file
+from pipeline.events.volume import Past, add_tally, judge
+from pipeline.events.writing import Written, group_bits, part_bits, write_file
 from pipeline.extensions import digest
 from pipeline.progress import Progress
 
 WORKERS = 2
-T = TypeVar("T")
+Read = tuple[Unit, Prepared, Piece | None] | EventgrainError  # what became of a file
+Reading = tuple[Unit, Future[Read]]
+WrittenPart = tuple[str, Written, Findings]  # of one client
 
 
 @dataclass
@@ -93,29 +98,6 @@ class IngestReport:
     def as_dict(self) -> dict[str, Any]:
         """For metrics.json."""
         return {"in": self.rows_in, "kept": self.kept, "duplicates": self.duplicates, "rejected": self.rejected}
-
-
-@dataclass
-class Batch:
-    """A batch on its way: counts that must add up, and the files written.
-
-    ``batch`` names its sources and settings, and is committed once. ``run`` names its files: the same where the content
-    is the same; where rows take the time of this ingest, with that time, so that rivals never write each other's files.
-    """
-
-    batch: str
-    run: str
-    units: list[Unit]
-    rows: int = 0
-    kept: int = 0
-    duplicates: int = 0
-    rejected: int = 0
-    conflicts: int = 0
-    results: dict[str, RuleResult] = field(default_factory=dict)
-    rejected_by: dict[str, int] = field(default_factory=dict)
-    per_client: dict[str, dict[str, int]] = field(default_factory=dict)
-    arrivals: dict[str, int] = field(default_factory=dict)  # ISO date -> rows in
-    tally: dict[str, Tally] = field(default_factory=dict)  # by client
 
 
 def known_sources(runs: Iterable[dict[str, Any]]) -> dict[str, Known]:
@@ -226,50 +208,85 @@ class _Ingest:
     report: IngestReport
     results: dict[str, RuleResult]
     aside: SetAside
+    blocks: Blocks = field(default_factory=Blocks)
+    digests: Digests = field(default_factory=Digests)
 
     def run(self, sources: Sources) -> bool:
-        """Batch by batch; False where every file turned out bad."""
+        """Batch by batch, the next one's files being read while one is written; False where every file is bad."""
+        batches = make_batches(sources.units, self.config.batch_rows)
+        taken = False
         with ThreadPoolExecutor(self.workers) as pool:
-            taken = [self.batch(some, sources.fs, pool) for some in make_batches(sources.units, self.config.batch_rows)]
-        return any(taken)
+            try:
+                reading = self.read(batches[0], sources.fs, pool)
+                for after in [*batches[1:], None]:
+                    batch = self.taken(*reading)
+                    writing = self.write(batch, pool) if batch is not None else []
+                    if after is not None:
+                        reading = self.read(after, sources.fs, pool)
+                    if batch is not None:
+                        self.commit(batch, writing)
+                        taken = True
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        return taken
 
-    def batch(self, planned: list[Unit], fs: Any, pool: ThreadPoolExecutor) -> bool:
-        """Take a batch's files, all but those that turn out bad, and commit them; False where all did."""
+    def read(self, planned: list[Unit], fs: Any, pool: ThreadPoolExecutor) -> tuple[int, int, list[Reading]]:
+        """Begin to read a batch's files: their arrival, the bits of their pieces' ranges, and each file's result."""
         arrival = time.time_ns() // 1000
+        bits = part_bits(sum(unit.rows for unit in planned))
 
-        def one(unit: Unit) -> Prepared:
-            prepared = prepare(fs, unit, self.config, self.settings, self.carried, self.book, arrival, self.backend)
+        def one(unit: Unit) -> Read:
+            try:
+                whole = read_whole(fs, unit, self.digests)
+                prepared = prepare(
+                    fs, whole.unit, self.config, self.settings, self.carried, self.book, arrival, self.backend, whole
+                )
+                piece = piece_of(prepared.table, bits, self.blocks, self.backend) if prepared.table.num_rows else None
+            except (SourceError, ConfigError) as error:
+                return error
+            except (OSError, pa.ArrowException, UnicodeError, OverflowError) as error:
+                return bad_file(unit.file.name, error)
+            prepared.table = None
             if self.progress is not None:
                 self.progress.advance(prepared.rows, unit.file.name.rpartition("/")[2])
-            return prepared
+            return whole.unit, prepared, piece
 
-        digested = self.good(pool, lambda u: with_digest(fs, u), planned)
-        found = self.good(pool, one, [unit for _, unit in digested])
+        chosen = [unit for unit in planned if unit.file.name not in self.aside]
+        return arrival, bits, [(unit, pool.submit(one, unit)) for unit in chosen]
+
+    def taken(self, arrival: int, bits: int, reading: list[Reading]) -> Batch | None:
+        """The batch of the files that could be read; those that could not are set aside, with all their units."""
+        before = len(self.aside.files)
+        found = []
+        for unit, future in reading:
+            result = future.result()
+            if not isinstance(result, EventgrainError):
+                found.append(result)
+            elif unit.file.name not in self.aside:
+                self.aside.add(unit.file.found, result)
+        self.report.files -= len(self.aside.files) - before
+        if len(self.aside.files) > before:
+            self.aside.save()
+        found = [one for one in found if one[0].file.name not in self.aside]
         if not found:
-            return False
-        units, parts = [unit for unit, _ in found], [prepared for _, prepared in found]
+            return None
+        units = [unit for unit, _, _ in found]
         name = batch_id(units, self.salt())
-        batch = Batch(name, name, units)
-        if not all(p.dated for p in parts):
-            batch.run = f"{batch.batch}_{arrival:x}"
-        keep = self.config.quality.keep_examples
-        rejected = []
-        for part in parts:
-            batch.rows += part.rows
-            if part.rejected is not None:
-                rejected.append(part.rejected)
-                batch.rejected += part.rejected.num_rows
-            for name, count in part.rejected_by.items():
-                batch.rejected_by[name] = batch.rejected_by.get(name, 0) + count
-            for name, result in part.results.items():
-                batch.results.setdefault(name, self.book.result(name)).add(result, keep)
-            _add_counts(batch.per_client, part.per_client)
-            for day, count in part.arrivals.items():
-                batch.arrivals[day] = batch.arrivals.get(day, 0) + count
+        dated = all(prepared.dated for _, prepared, _ in found)
+        batch = Batch(name, name if dated else f"{name}_{arrival:x}", units, bits=bits)
+        for _, prepared, piece in found:
+            batch.add(prepared, self.book, self.config.quality.keep_examples)
+            if piece is not None:
+                batch.pieces.append(piece)
         refuse(batch.results, batch.rejected, batch.rows, self.config.quality, batch.run)
-        tables = [p.table for p in parts if p.table.num_rows]
-        parts.clear()
-        written = self.write(tables, batch, pool) if tables else []
+        return batch
+
+    def commit(self, batch: Batch, writing: list[Future[WrittenPart]]) -> None:
+        """Commit a batch once its files are written."""
+        written = self.count(batch, [future.result() for future in writing])
+        self.blocks.give([p.memory for p in batch.pieces if p.memory is not None])
+        batch.pieces.clear()
         if batch.rows != batch.kept + batch.duplicates + batch.rejected:
             raise DataError(
                 f"batch {batch.run}: rows in {batch.rows} is not kept {batch.kept} + duplicates {batch.duplicates} + "
@@ -278,55 +295,21 @@ class _Ingest:
         batch.results |= judge(self.past, batch.tally, self.config.quality, self.book)
         refuse(batch.results, batch.rejected, batch.rows, self.config.quality, batch.run)
         table = open_table(self.place.target)
-        if rejected:
-            data = _quarantine(rejected, store_id(table))
+        if batch.refused:
+            data = encode_quarantine(together(batch.refused), store_id(table))
             Place(str(self.config.run_dir)).write(f"quarantine/{batch.run}.parquet", data)
             fault("quarantine-written")
         groups = Groups.concat([w.groups for w in written])
-        self.finish(
-            batch,
-            commit(
-                self.place,
-                batch.run,
-                _manifest(batch, written),
-                groups,
-                table_schema(table),
-                workers=self.workers,
-                batch=batch.batch,
-            ),
-        )
-        return True
+        manifest = batch.manifest(written)
+        schema = table_schema(table)
+        added = commit(self.place, batch.run, manifest, groups, schema, workers=self.workers, batch=batch.batch)
+        self.finish(batch, added)
 
     def salt(self) -> str:
         """What, beside the files, makes a batch what it is."""
         source = self.config.source.model_dump(mode="json", exclude={"on_error"}) if self.config.source else None
         own = [digest(self.config.extensions)] if self.book.own else []
         return json.dumps([FORMAT_VERSION, source, *own])
-
-    def good(self, pool: ThreadPoolExecutor, task: Callable[[Unit], T], units: list[Unit]) -> list[tuple[Unit, T]]:
-        """What a task makes of each unit; a file that it finds bad is set aside, with all its units."""
-
-        def tried(unit: Unit) -> T | EventgrainError:
-            try:
-                return task(unit)
-            except (SourceError, ConfigError) as error:
-                return error
-            except (OSError, pa.ArrowException, UnicodeError, OverflowError) as error:
-                return bad_file(unit.file.name, error)
-
-        units = [u for u in units if u.file.name not in self.aside]
-        found: list[tuple[Unit, T]] = []
-        before = len(self.aside.files)
-        for unit, result in zip(units, _all(pool, tried, units), strict=True):
-            if isinstance(result, EventgrainError):
-                self.aside.add(unit.file.found, result)
-            else:
-                found.append((unit, result))
-        self.report.files -= len(self.aside.files) - before
-        found = [(unit, result) for unit, result in found if unit.file.name not in self.aside]
-        if found and len(self.aside.files) > before:
-            self.aside.save()
-        return found
 
     def finish(self, batch: Batch, added: bool) -> None:
         """Count a batch; one that somebody else committed meanwhile added nothing."""
@@ -343,20 +326,21 @@ class _Ingest:
         for name, result in batch.results.items():
             self.results[name].add(result, self.config.quality.keep_examples)
         self.past.add(batch.tally)
-        _add_counts(self.report.per_client, batch.per_client)
+        add_counts(self.report.per_client, batch.per_client)
 
-    def write(self, tables: list[Any], batch: Batch, pool: ThreadPoolExecutor) -> list[Written]:
-        """Sort, deduplicate and write a batch's rows, one task for each client and key range."""
-        quality, keep = self.config.quality, self.config.quality.keep_examples
-        carried = sorted(self.carried)
-        rows = BatchRows(tables, lambda task, files: _all(pool, task, list(files)), self.backend)
+    def write(self, batch: Batch, pool: ThreadPoolExecutor) -> list[Future[WrittenPart]]:
+        """Begin to sort, deduplicate and write a batch's rows, one task for each client and key range."""
+        if not batch.pieces:
+            return []
+        quality, carried = self.config.quality, sorted(self.carried)
+        rows = BatchRows(batch.pieces, batch.bits)
         columns = self.config.source.columns if self.config.source else None
         listed = columns is not None and (columns.address or columns.agent) is not None
         deduplicate = self.settings.deduplicate
         sorter = Sorter(rows, batch.run, carried, self.book, self.past, listed, quality, deduplicate, self.backend)
         schema = table_schema(open_table(self.place.target))
 
-        def one(part: Range) -> tuple[str, Written, Findings]:
+        def one(part: Range) -> WrittenPart:
             found = sorter.sort(part)
 
             def name(sha: str) -> str:
@@ -365,88 +349,20 @@ class _Ingest:
             file = write_file(found.rows, schema, group_bits(part.total), self.place, part.client, name)
             return part.client, file, found.findings
 
-        written = []
-        for client, file, found in _all(pool, one, rows.ranges):
-            written.append(file)
+        return [pool.submit(one, part) for part in rows.ranges]
+
+    def count(self, batch: Batch, parts: list[WrittenPart]) -> list[Written]:
+        """Count what was kept, what was dropped and what rules found; the files written."""
+        keep = self.config.quality.keep_examples
+        for client, file, found in parts:
             kept, duplicates, conflicts = file.entry["rows"], found.duplicates, found.conflicts
             batch.kept += kept
             batch.duplicates += duplicates
             batch.conflicts += conflicts
             counts = {"kept": kept, "duplicates": duplicates, "conflicts": conflicts}
-            _add_counts(batch.per_client, {client: counts})
+            add_counts(batch.per_client, {client: counts})
             for rule, result in found.results.items():
                 if self.book.chosen[rule] != "off":
                     batch.results.setdefault(rule, self.book.result(rule)).add(result, keep)
             add_tally(batch.tally.setdefault(client, {}), found.tally)
-        return written
-
-
-def _quarantine(tables: list[Any], store: str) -> Any:
-    """Rejected rows as one Parquet file, which names its store; where files disagree on a column's type, as text."""
-    try:
-        table = pa.concat_tables(tables, promote_options="permissive")
-    except pa.ArrowException:
-        kinds: dict[str, set[str]] = {}
-        for t in tables:
-            for f in t.schema:
-                kinds.setdefault(f.name, set()).add(str(f.type))
-        mixed = {n for n, k in kinds.items() if len(k) > 1}
-        plainer = []
-        for t in tables:
-            arrays = {
-                n: pa.array([None if v is None else str(v) for v in t.column(n).to_pylist()], pa.string())
-                if n in mixed
-                else t.column(n)
-                for n in t.column_names
-            }
-            plainer.append(pa.table(arrays))
-        table = pa.concat_tables(plainer, promote_options="permissive")
-    return encode_quarantine(table, store)
-
-
-def _manifest(batch: Batch, written: list[Written]) -> dict[str, Any]:
-    sources = [
-        {
-            "name": u.file.name,
-            "size": u.file.size,
-            "stamp": u.file.stamp,
-            "sha256": u.file.sha256,
-            "rows": u.rows,
-            "first": u.first,
-            "last": u.last,
-            "total_groups": len(u.file.group_rows),
-        }
-        for u in batch.units
-    ]
-    counts = {n: getattr(batch, n) for n in ("rows", "kept", "duplicates", "rejected", "conflicts")}
-    return {
-        "format": FORMAT_VERSION,
-        "run": batch.run,
-        "kind": "ingest",
-        "sources": sources,
-        "files": [w.entry for w in written],
-        "counts": counts,
-        "rejected_by": batch.rejected_by,
-        "rules": [dataclasses.asdict(result) for result in batch.results.values() if result.count or result.of],
-        "per_client": batch.per_client,
-        "arrivals": batch.arrivals,
-        "tally": batch.tally,
-    }
-
-
-def _add_counts(total: dict[str, dict[str, int]], more: dict[str, dict[str, int]]) -> None:
-    for client, counts in more.items():
-        one = total.setdefault(client, {})
-        for name, count in counts.items():
-            one[name] = one.get(name, 0) + count
-
-
-def _all(pool: ThreadPoolExecutor, task: Callable[[Any], Any], items: list[Any]) -> list[Any]:
-    """Every task's result in order; at the first failure the tasks not begun are dropped."""
-    futures = [pool.submit(task, item) for item in items]
-    try:
-        return [f.result() for f in futures]
-    except (EventgrainError, Exception):
-        for f in futures:
-            f.cancel()
-        raise
+        return [file for _, file, _ in parts]

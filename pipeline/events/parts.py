@@ -13,7 +13,7 @@ from pipeline.config import Quality
 from pipeline.events.flags import flag_rows
 from pipeline.events.prepare import readable
 from pipeline.events.quality import Rulebook, RuleResult
-from pipeline.events.ranges import BatchRows, Range
+from pipeline.events.ranges import BatchRows, PartRows, Range
 from pipeline.events.schema import TIME
 from pipeline.events.signals import DAY
 from pipeline.events.sorting import settle, sort_order
@@ -44,13 +44,13 @@ class Sorter:
     """How to sort a batch's rows, one range at a time.
 
     Args:
-        rows: the batch's; run: what its rows say they came in; carried: names; past: what earlier batches hold;
+        batch: its rows; run: what its rows say they came in; carried: names; past: what earlier batches hold;
         listed: the log has addresses or agents.
     """
 
     def __init__(
         self,
-        rows: BatchRows,
+        batch: BatchRows,
         run: str,
         carried: list[str],
         book: Rulebook,
@@ -60,8 +60,8 @@ class Sorter:
         deduplicate: bool,
         backend: Backend,
     ) -> None:
-        self.rows = rows
-        self.marked = rows.has("marks")
+        self.batch = batch
+        self.marked = batch.has("marks")
         self.run, self.carried, self.book, self.past, self.listed = run, carried, book, past, listed
         self.quality = quality
         self.deduplicate, self.backend = deduplicate, backend
@@ -72,8 +72,8 @@ class Sorter:
         Raises:
             DataError: two subscribers have one key; names both.
         """
-        xp, backend, rows = self.backend.xp, self.backend, self.rows
-        part_key, part_ts = (backend.asarray(a[part.first : part.last]) for a in (rows.key, rows.ts))
+        xp, backend, rows = self.backend.xp, self.backend, self.batch.rows(part)
+        part_key, part_ts = backend.asarray(rows.key), backend.asarray(rows.ts)
         order, key_in_order, ts_in_order, tied = sort_order(part_key, part_ts, backend)
         dropped = conflicting = np.empty(0, dtype=np.int64)
         sorted_key, sorted_ts = backend.to_host(key_in_order), backend.to_host(ts_in_order)
@@ -82,17 +82,17 @@ class Sorter:
             def column(name: str, at: Any) -> Any:
                 if name == "batch":
                     return xp.zeros(len(at), dtype="int64")
-                values = rows.take(name, part.first + backend.to_host(at))
+                values = rows.take(name, backend.to_host(at))
                 return backend.asarray(ranks(values, np.arange(len(at))))
 
             content = ["provider", "value", *self.carried]
             settled = settle(order, part_key, part_ts, column, content, backend, self.deduplicate)
-            order, dropped = settled.order, part.first + backend.to_host(settled.dropped)
-            conflicting = part.first + backend.to_host(settled.conflicting)
+            order, dropped = settled.order, backend.to_host(settled.dropped)
+            conflicting = backend.to_host(settled.conflicting)
             if len(dropped):
                 sorted_key, sorted_ts = backend.to_host(part_key[order]), backend.to_host(part_ts[order])
-        final = part.first + backend.to_host(order)
-        change = self._changes(sorted_key, final, part.client)
+        final = backend.to_host(order)
+        change = _changes(rows, sorted_key, final, part.client)
         subscribers = rows.take("subscriber", final[change])
         taken = {
             name: rows.take(name, final)
@@ -120,27 +120,32 @@ class Sorter:
         taken["machine"], taken["flagged_by"] = pa.array(flagged.machine), flagged.names
         found = {rule: final[hits] for rule, hits in flagged.hits.items()}
         found |= {"duplicate": dropped, "conflicting_duplicate": conflicting}
-        results = {rule: self._result(rule, hits, part.client) for rule, hits in found.items() if len(hits)}
+        results = {rule: self._result(rows, rule, hits, part.client) for rule, hits in found.items() if len(hits)}
         counts = tally(sorted_ts, arrived, taken, flagged.machine)
         findings = Findings(len(dropped), len(conflicting), results, counts)
         return Part(SortedRows(sorted_key, sorted_ts, taken, subscribers), findings)
 
-    def _result(self, rule: str, places: np.ndarray, client: str) -> RuleResult:
-        """What a rule found; places: int64[h]."""
+    def _result(self, rows: PartRows, rule: str, places: np.ndarray, client: str) -> RuleResult:
+        """What a rule found; places: int64[h], positions in rows."""
         first = places[: self.quality.keep_examples]
-        found = {n: self.rows.take(n, first).to_pylist() for n in ("subscriber", "event", "event_id", "campaign")}
+        found = {n: rows.take(n, first).to_pylist() for n in ("subscriber", "event", "event_id", "campaign")}
         examples = [
-            {"client": client, **{n: found[n][i] for n in found}, "ts": readable(int(self.rows.ts[at]))}
+            {"client": client, **{n: found[n][i] for n in found}, "ts": readable(int(rows.ts[at]))}
             for i, at in enumerate(first.tolist())
         ]
-        return self.book.found(rule, self.rows.integers("ingested_at")[places] // DAY, examples)
+        return self.book.found(rule, rows.integers("ingested_at")[places] // DAY, examples)
 
-    def _changes(self, key: np.ndarray, places: np.ndarray, client: str) -> np.ndarray:
-        """Where each subscriber's rows begin, int64[d]; refuses, by name, two subscribers with one key."""
-        change = key[1:] != key[:-1]
-        name = self.rows.name.take(places)
-        other = np.flatnonzero(~change & (name[1:] != name[:-1]))
-        if len(other):
-            one, two = self.rows.take("subscriber", places[other[0] : other[0] + 2]).to_pylist()
-            raise collision(client, one, two)
-        return np.concatenate([[0], np.flatnonzero(change) + 1])
+
+def _changes(rows: PartRows, key: np.ndarray, order: np.ndarray, client: str) -> np.ndarray:
+    """Where each subscriber's rows begin among the sorted, int64[d].
+
+    Raises:
+        DataError: two subscribers have one key; names both.
+    """
+    change = key[1:] != key[:-1]
+    name = rows.name.take(order)
+    other = np.flatnonzero(~change & (name[1:] != name[:-1]))
+    if len(other):
+        one, two = rows.take("subscriber", order[other[0] : other[0] + 2]).to_pylist()
+        raise collision(client, one, two)
+    return np.concatenate([[0], np.flatnonzero(change) + 1])

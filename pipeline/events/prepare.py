@@ -33,7 +33,7 @@ from pipeline.events.schema import (
     to_micros,
 )
 from pipeline.events.signals import DAY, day_counts
-from pipeline.events.sources import Unit, read_unit
+from pipeline.events.sources import Unit, Whole, read_unit
 
 CATEGORY_COLUMNS = ("client", "event", "campaign", "provider", "address", "agent")
 # The calendar's years 1 to 9999: what Delta, dates and time zones can say. Beyond them is no time, whatever the rules.
@@ -65,11 +65,13 @@ def prepare(
     book: Rulebook,
     arrival: int,
     backend: Backend,
+    whole: Whole | None = None,
 ) -> Prepared:
     """Read, map, validate and key one unit.
 
     Args:
-        carried: name -> stored type; arrival: int us, ``ingested_at`` of rows that have none.
+        carried: name -> stored type; arrival: int us, ``ingested_at`` of rows that have none;
+        whole: the unit as it has been read already.
     Raises:
         ConfigError, SourceError: the mapping or a type does not fit the file; names it. DataError: a rule of the
         user's own fails.
@@ -80,7 +82,8 @@ def prepare(
     mapped = map_columns(source, file.schema.names, where, file.hive)
     few = {mapped[c] for c in CATEGORY_COLUMNS if c in mapped}
     columns = None if settings.made_ids else list(dict.fromkeys(mapped.values()))
-    raw = read_unit(fs, unit, columns, lambda s: [c for c in few if c in s.names and _is_text(s.field(c).type)])
+    data = whole.data if whole is not None else None
+    raw = read_unit(fs, unit, columns, lambda s: [c for c in few if c in s.names and _is_text(s.field(c).type)], data)
     n = raw.num_rows
 
     def column(name: str) -> Any:
@@ -152,9 +155,9 @@ def prepare(
     _count_clients(prepared, out["client"], verdict.rejected_by)
     if not accepted.all():
         bad = np.flatnonzero(~accepted)
-        whole = raw if columns is None else read_unit(fs, unit, None, None)
+        every = raw if columns is None else read_unit(fs, unit, None, None, data)
         names = np.array(list(book.rules))[verdict.rejected_by[bad]]
-        taken = whole.take(pa.array(bad))
+        taken = every.take(pa.array(bad))
         taken = taken.append_column("rule", pa.array(names.tolist(), pa.string()))
         taken = taken.append_column("source_file", pa.array([file.name] * len(bad), pa.string()))
         prepared.rejected = taken.append_column("source_row", pa.array(bad + offset))

@@ -22,6 +22,28 @@ def encode(table: Any, store: str) -> Any:
     return sink.getvalue()
 
 
+def together(tables: list[Any]) -> Any:
+    """Rejected rows of several files as one table; where files disagree on a column's type, as text."""
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException:
+        kinds: dict[str, set[str]] = {}
+        for t in tables:
+            for f in t.schema:
+                kinds.setdefault(f.name, set()).add(str(f.type))
+        mixed = {n for n, k in kinds.items() if len(k) > 1}
+        plainer = []
+        for t in tables:
+            arrays = {
+                n: pa.array([None if v is None else str(v) for v in t.column(n).to_pylist()], pa.string())
+                if n in mixed
+                else t.column(n)
+                for n in t.column_names
+            }
+            plainer.append(pa.table(arrays))
+        return pa.concat_tables(plainer, promote_options="permissive")
+
+
 def files(run_dir: Path) -> Iterator[Path]:
     """The run's quarantine files, by name. Names that begin with ``_`` or ``.`` are none."""
     yield from sorted(p for p in (run_dir / "quarantine").glob("*.parquet") if p.name[0] not in "_.")

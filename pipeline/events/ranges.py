@@ -1,15 +1,15 @@
-"""A batch's accepted rows, brought from the order of their files to that of clients and key ranges.
+"""A batch's accepted rows, from the order of their files to that of clients and key ranges.
 
-Once every file's rows are counted, each row's place is known: its client, then its key range, then the order of
-arrival. Columns of one width go straight there, file by file and in parallel, so that a range's rows lie side by side
-when it is sorted. Texts stay where they arrived and are taken once, in the order in which they are written.
+Every file's rows are put in order of client and key range as soon as they are read, while they are in the processor's
+cache: a :class:`Piece`. A range's rows are then a slice of each piece, and are brought together when the range is
+sorted. So no step handles a whole batch, and all steps run in parallel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,246 +17,232 @@ import pyarrow as pa
 
 from pipeline.backend import Backend
 from pipeline.events.hashing import second_hash
-from pipeline.events.schema import CATEGORY, numpy_of, plain
+from pipeline.events.schema import numpy_of, plain
 from pipeline.events.sorting import bucket_of
 from pipeline.events.writing import part_bits
 
-Each = Callable[[Callable[[int], Any], Iterable[int]], list[Any]]  # a map over the batch's files, in parallel
+BLOCK = 1 << 21  # bytes; of a huge page
+
+
+class Blocks:
+    """Memory that one batch after the other uses again: fresh pages cost more than what is done with them."""
+
+    def __init__(self) -> None:
+        self._free: list[np.ndarray] = []
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> np.ndarray:
+        """At least ``size`` bytes, uint8."""
+        with self._lock:
+            for i in range(len(self._free) - 1, -1, -1):
+                if size <= len(self._free[i]) <= 2 * size + BLOCK:
+                    return self._free.pop(i)
+        return np.empty(-(-size // BLOCK) * BLOCK, dtype=np.uint8)
+
+    def give(self, blocks: list[np.ndarray]) -> None:
+        with self._lock:
+            self._free += blocks
+
+
+@dataclass
+class Piece:
+    """One file's accepted rows by client and key range, those of one of the 2**bits ranges in the order of the file.
+
+    ``clients``: names; ``ends``: int64[clients, ranges + 1], where each range of each client begins and ends;
+    ``columns``: name -> Arrow array, or None for nulls alone; a category as its codes, int32, -1 for null, with its
+    ``words``, None for those without rows; for subscribers that are text also ``second_hash``, int64.
+    """
+
+    clients: list[str]
+    ends: np.ndarray
+    columns: dict[str, Any]
+    kinds: dict[str, pa.DataType]
+    words: dict[str, list[str | None]]
+    memory: np.ndarray | None = None
+
+
+def piece_of(table: Any, bits: int, blocks: Blocks, backend: Backend) -> Piece:
+    """Order one file's rows by client and by which of 2**bits key ranges they are in.
+
+    Args:
+        table: of :class:`pipeline.events.prepare.Prepared`.
+    """
+    n = table.num_rows
+    arrays = {name: plain(table.column(name)) for name in table.column_names}
+    client = arrays.pop("client")
+    clients = client.dictionary.to_pylist()
+    place = bucket_of(numpy_of(arrays["subscriber_key"]), bits)
+    if len(clients) > 1:
+        place = place + (numpy_of(client.indices).astype(np.int64) << bits)
+    counts = np.bincount(place, minlength=len(clients) << bits)
+    order = None
+    if np.count_nonzero(counts) > 1:  # NumPy sorts 16-bit integers by radix
+        order = np.argsort(place.astype(np.uint16) if len(counts) <= 65_536 else place, kind="stable")
+    at = np.arange(len(clients))[:, None] * (1 << bits) + np.arange((1 << bits) + 1)
+    ends = np.concatenate([[0], np.cumsum(counts)])[at]
+    piece = Piece(clients, ends, {}, {name: array.type for name, array in arrays.items()}, {})
+    wide: dict[str, np.ndarray] = {}
+    for name, array in arrays.items():
+        if pa.types.is_dictionary(array.type):
+            wide[name] = codes = numpy_of(array.indices, -1)
+            used = np.bincount(codes + 1, minlength=len(array.dictionary) + 1)[1:].tolist()
+            words = zip(array.dictionary.to_pylist(), used, strict=True)
+            piece.words[name] = [word if rows else None for word, rows in words]
+        elif array.null_count == n:
+            piece.columns[name] = None
+        elif _fixed(array):
+            wide[name] = numpy_of(array)
+        else:
+            piece.columns[name] = array if order is None else array.take(pa.array(order))
+    if not pa.types.is_integer(arrays["subscriber"].type):
+        wide["second_hash"] = backend.to_host(second_hash(arrays["subscriber"], backend))
+    if order is not None:
+        piece.memory = blocks.take(8 * n * len(wide))
+        for i, (name, values) in enumerate(wide.items()):
+            out = piece.memory[8 * n * i :][: n * values.itemsize].view(values.dtype)
+            wide[name] = values.take(order, out=out, mode="clip")
+    piece.columns |= {name: pa.array(values) for name, values in wide.items()}
+    return piece
+
+
+def _fixed(array: Any) -> bool:
+    return not array.null_count and bool(pa.types.is_integer(array.type) or pa.types.is_floating(array.type))
 
 
 @dataclass(frozen=True)
 class Range:
-    """One client's rows of one of ``parts`` key ranges: those at the places [first, last). ``total``: the client's."""
+    """One client's rows of one of ``parts`` key ranges; ``total``: the client's rows in the batch."""
 
     client: str
     part: int
     parts: int
     total: int
-    first: int
-    last: int
-
-
-@dataclass
-class _Placed:
-    """A column of one width, in the order of places. ``dictionary``: of categories, whose codes are -1 for null."""
-
-    values: np.ndarray
-    dictionary: Any | None = None
-    nulls: bool = False
-
-    def take(self, at: np.ndarray) -> Any:
-        values = self.values.take(at)
-        if self.dictionary is None:
-            return pa.array(values)
-        codes = pa.array(values, mask=values < 0) if self.nulls else pa.array(values)
-        return pa.DictionaryArray.from_arrays(codes, self.dictionary)
-
-
-@dataclass
-class _Arrived:
-    """A column in the order of arrival. ``rows``: int64[n], which row of it is at each place; None: the same."""
-
-    array: Any
-    rows: np.ndarray | None
-
-    def take(self, at: np.ndarray) -> Any:
-        return self.array.take(pa.array(at if self.rows is None else self.rows.take(at)))
-
-
-@dataclass
-class _Null:
-    """A column without a value."""
-
-    kind: pa.DataType
-
-    def take(self, at: np.ndarray) -> Any:
-        return pa.nulls(len(at), self.kind)
 
 
 class BatchRows:
-    """The rows of a batch's files by client and key range.
-
-    ``ranges``: what there is to sort and write; ``key``, ``ts``: int64[n]; ``name``: int64[n], the subscriber's number
-    or a second hash of its text, which differs where two subscribers share a key.
+    """The rows of a batch's files by client and key range; ``ranges``: what there is to sort and write.
 
     Args:
-        tables: of :class:`pipeline.events.prepare.Prepared`, none empty. Emptied, so that each is freed once used.
-        each: calls a function for every file.
+        pieces: one or more with rows, each of 2**bits ranges.
     """
 
-    def __init__(self, tables: list[Any], each: Each, backend: Backend) -> None:
-        _agree(tables, backend)
-        self._tables, self._each, self._backend = tables, each, backend
-        self._columns: dict[str, Any] = {}
-        sizes = [t.num_rows for t in tables]
-        self._starts = np.concatenate([[0], np.cumsum(sizes)]).tolist()
-        names = [n for n in tables[0].column_names if n not in ("client", "subscriber_key")]
-        wide = [n for n in names if _fixed(tables, n)]
-        categories = {n: self._vocabulary(n) for n in ("client", *wide) if _is_category(tables[0], n)}
-        self._place(*categories.pop("client"))
-        self._spread(wide, categories)
-        rest = [n for n in names if n not in wide]
-        filled = [n for n in rest if any(t.column(n).null_count < t.num_rows for t in tables)]
-        rows = self._arrival() if filled and len(self.ranges) > 1 else None
-        for name in rest:
-            if name in filled:
-                chunks = [c for t in tables for c in t.column(name).chunks]
-                self._columns[name] = _Arrived(pa.concat_arrays(chunks), rows)
-            else:
-                self._columns[name] = _Null(tables[0].schema.field(name).type)
-        self.key, self.ts = self.integers("subscriber_key"), self.integers("ts")
-        self.name = self.integers("subscriber" if "subscriber" in wide else "second_hash")
-        self._places.clear()
-        tables.clear()
-
-    def integers(self, name: str) -> np.ndarray:
-        """A column of one width in the order of places; categories as codes."""
-        values: np.ndarray = self._columns[name].values
-        return values
-
-    def has(self, name: str) -> bool:
-        return name in self._columns
-
-    def take(self, name: str, at: np.ndarray) -> Any:
-        """The column's values at some places, int64[m], as an Arrow array[m]."""
-        return self._columns[name].take(at)
-
-    def _vocabulary(self, name: str) -> tuple[list[str], list[np.ndarray], bool]:
-        """The values in use in any file, for each file its codes' numbers among them, and whether there are nulls.
-
-        Kinds of rejected rows must not come back as categories.
-        """
-
-        def used(i: int) -> np.ndarray:
-            array = plain(self._tables[i].column(name))
-            return np.bincount(numpy_of(array.indices, -1) + 1, minlength=len(array.dictionary) + 1) > 0
-
-        number: dict[str, int] = {}
-        lookups, nulls = [], False
-        for i, mask in enumerate(self._each(used, range(len(self._tables)))):
-            words = plain(self._tables[i].column(name)).dictionary.to_pylist()
-            codes = [number.setdefault(w, len(number)) if m else -1 for w, m in zip(words, mask[1:], strict=True)]
-            lookups.append(np.array([-1, *codes], dtype=np.int32))
-            nulls |= bool(mask[0])
-        return list(number), lookups, nulls
-
-    def _place(self, clients: list[str], lookups: list[np.ndarray], nulls: bool) -> None:
-        """Settle the ranges and every row's place: ``_places``, for each file int64[rows] or one slice."""
-        files = range(len(self._tables))
-
-        def client_of(i: int) -> np.ndarray:
-            return lookups[i].take(numpy_of(plain(self._tables[i].column("client")).indices) + 1)
-
-        totals = np.array([self._starts[-1]])
-        if len(clients) > 1:
-            totals = np.sum(self._each(lambda i: np.bincount(client_of(i), minlength=len(clients)), files), axis=0)
-        bits = [part_bits(c) for c in totals.tolist()]
-        begin = np.concatenate([[0], np.cumsum([1 << b for b in bits])])
-        width = np.array(bits)
-        single = len(clients) == 1
-
-        def range_of(i: int) -> np.ndarray:
-            key = numpy_of(plain(self._tables[i].column("subscriber_key")))
-            if single:
-                only: np.ndarray = bucket_of(key, bits[0])
-                return only
-            client = client_of(i)
-            place = np.asarray(begin[client])
-            for b in set(bits) - {0}:
-                mask = width[client] == b
-                place[mask] += bucket_of(key[mask], b)
-            return place
-
-        ends = int(begin[-1])
-        if ends == 1:
-            self._places: list[Any] = [slice(a, b) for a, b in pairwise(self._starts)]
-            rows = np.array([0, self._starts[-1]])
-        else:
-            range_kind = np.uint16 if ends < 65_536 else np.int64  # NumPy sorts 16-bit integers by radix
-            of = self._each(lambda i: range_of(i).astype(range_kind), files)
-            counts = np.array(self._each(lambda i: np.bincount(of[i], minlength=ends), files))
-            rows = np.concatenate([[0], np.cumsum(counts.sum(axis=0))])
-            first = np.cumsum(counts, axis=0) - counts + rows[:-1]  # [file, range]
-
-            def places(i: int) -> np.ndarray:
-                order = np.argsort(of[i], kind="stable")
-                found = np.empty(len(order), dtype=np.int64)
-                begins = np.cumsum(counts[i]) - counts[i]
-                found[order] = np.arange(len(order)) + np.repeat(first[i] - begins, counts[i])
-                return found
-
-            self._places = self._each(places, files)
+    def __init__(self, pieces: list[Piece], bits: int) -> None:
+        self._pieces, self._bits = pieces, bits
+        totals: dict[str, int] = {}
+        for piece in pieces:
+            for client, count in zip(piece.clients, (piece.ends[:, -1] - piece.ends[:, 0]).tolist(), strict=True):
+                if count:
+                    totals[client] = totals.get(client, 0) + count
+        self._vocabulary = {name: _vocabulary(pieces, name) for name in pieces[0].words}
+        texts = [p for p in pieces if "second_hash" in p.columns]
+        if 0 < len(texts) < len(pieces):  # ids are text where any file has them so
+            for piece in pieces:
+                if "second_hash" not in piece.columns:
+                    _as_text(piece)
+        if any("marks" in p.columns for p in pieces):
+            for piece in pieces:
+                piece.columns.setdefault("marks", pa.array(np.zeros(int(piece.ends[-1, -1]), dtype=np.int32)))
         self.ranges = [
-            Range(name, part, 1 << bits[c], int(totals[c]), int(rows[at]), int(rows[at + 1]))
-            for c, name in enumerate(clients)
-            for part in range(1 << bits[c])
-            if rows[at := int(begin[c]) + part] < rows[at + 1]
+            found
+            for client, total in totals.items()
+            for part in range(1 << part_bits(total))
+            if any(self._slices(found := Range(client, part, 1 << part_bits(total), total)))
         ]
 
-    def _arrival(self) -> np.ndarray:
-        """Which row, in the order of arrival, is at each place, int64[n]."""
-        rows = np.empty(self._starts[-1], dtype=np.int64)
+    def has(self, name: str) -> bool:
+        return name in self._pieces[0].columns
 
-        def one(i: int) -> None:
-            rows[self._places[i]] = np.arange(*self._starts[i : i + 2])
+    def rows(self, part: Range) -> PartRows:
+        """A range's rows, in an order that the files alone decide."""
+        return PartRows(self._pieces, self._slices(part), self._vocabulary)
 
-        self._each(one, range(len(self._tables)))
-        return rows
-
-    def _spread(self, names: list[str], categories: dict[str, tuple[list[str], list[np.ndarray], bool]]) -> None:
-        """Bring the columns of one width to their places."""
-        names = ["subscriber_key", *names]
-        texts = "subscriber" not in names
-        n, first = self._starts[-1], self._tables[0]
-        into = {}
-        for name in names:
-            kind = np.int32 if name in categories else first.schema.field(name).type.to_pandas_dtype()
-            if name in categories and not categories[name][0]:
-                self._columns[name] = _Null(CATEGORY)
-                continue
-            into[name] = np.empty(n, dtype=kind)
-            words, _, nulls = categories.get(name, ([], [], False))
-            self._columns[name] = _Placed(
-                into[name], pa.array(words, pa.string()) if name in categories else None, nulls
-            )
-        if texts:
-            into["second_hash"] = np.empty(n, dtype=np.int64)
-            self._columns["second_hash"] = _Placed(into["second_hash"])
-
-        def one(i: int) -> None:
-            table, places = self._tables[i], self._places[i]
-            for name, target in into.items():
-                if name == "second_hash":
-                    target[places] = self._backend.to_host(second_hash(table.column("subscriber"), self._backend))
-                elif name in categories:
-                    codes = numpy_of(plain(table.column(name)).indices, -1)
-                    target[places] = categories[name][1][i].take(codes + 1)
-                else:
-                    target[places] = numpy_of(plain(table.column(name)))
-            self._tables[i] = table.drop_columns([c for c in into if c in table.column_names])
-
-        self._each(one, range(len(self._tables)))
+    def _slices(self, part: Range) -> list[tuple[int, int] | None]:
+        """For each piece, where the range's rows are in it."""
+        width = (1 << self._bits) // part.parts
+        found: list[tuple[int, int] | None] = []
+        for piece in self._pieces:
+            first = last = 0
+            if part.client in piece.clients:
+                ends = piece.ends[piece.clients.index(part.client)]
+                first, last = int(ends[part.part * width]), int(ends[(part.part + 1) * width])
+            found.append((first, last) if first < last else None)
+        return found
 
 
-def _is_category(table: Any, name: str) -> bool:
-    return bool(pa.types.is_dictionary(table.schema.field(name).type))
+class PartRows:
+    """One range's rows, n of them. ``key``, ``ts``: int64[n]; ``name``: int64[n], the subscriber's number, or a second
+    hash of its text: it differs where two subscribers share a key."""
+
+    def __init__(
+        self,
+        pieces: list[Piece],
+        slices: list[tuple[int, int] | None],
+        vocabulary: Mapping[str, tuple[Any, list[np.ndarray]]],
+    ) -> None:
+        self._slices = [(i, p, *s) for i, (p, s) in enumerate(zip(pieces, slices, strict=True)) if s is not None]
+        self._vocabulary = vocabulary
+        self._made: dict[str, Any] = {}
+        self.key, self.ts = self.integers("subscriber_key"), self.integers("ts")
+        self.name = self.integers("second_hash" if "second_hash" in self._slices[0][1].columns else "subscriber")
+
+    def take(self, name: str, at: np.ndarray) -> Any:
+        """A column's values at some positions, int64[m], as an Arrow array[m]."""
+        if name not in self._made:
+            self._made[name] = self._column(name)
+        column = self._made[name]
+        if isinstance(column, pa.DataType):
+            return pa.nulls(len(at), column)
+        if name in self._vocabulary:
+            codes = column.take(at)
+            missing = codes < 0
+            indices = pa.array(codes, mask=missing) if missing.any() else pa.array(codes)
+            return pa.DictionaryArray.from_arrays(indices, self._vocabulary[name][0])
+        return pa.array(column.take(at)) if isinstance(column, np.ndarray) else column.take(pa.array(at))
+
+    def integers(self, name: str) -> np.ndarray:
+        """A column of integers without nulls, or a category's codes, int[n]."""
+        if name not in self._made:
+            self._made[name] = self._column(name)
+        values: np.ndarray = self._made[name]
+        return values
+
+    def _column(self, name: str) -> Any:
+        """Codes or numbers as NumPy, others as Arrow; the type alone where all are null."""
+        some = [(i, piece.columns[name], first, last) for i, piece, first, last in self._slices]
+        kind = self._slices[0][1].kinds.get(name)
+        if all(array is None for _, array, _, _ in some):
+            return kind
+        if name in self._vocabulary:
+            lookups = self._vocabulary[name][1]
+            if not len(self._vocabulary[name][0]):
+                return kind
+            codes = [lookups[i].take(numpy_of(array)[first:last] + 1) for i, array, first, last in some]
+            return np.concatenate(codes)
+        if all(array is not None and _fixed(array) for _, array, _, _ in some):
+            return np.concatenate([numpy_of(array)[first:last] for _, array, first, last in some])
+        return pa.concat_arrays(
+            [
+                pa.nulls(last - first, kind) if array is None else array.slice(first, last - first)
+                for _, array, first, last in some
+            ]
+        )
 
 
-def _fixed(tables: list[Any], name: str) -> bool:
-    kind = tables[0].schema.field(name).type
-    if pa.types.is_dictionary(kind):
-        return True
-    wide = pa.types.is_integer(kind) or pa.types.is_floating(kind)
-    return bool(wide and not any(t.column(name).null_count for t in tables))
+def _as_text(piece: Piece) -> None:
+    """Integer ids as their decimal text."""
+    texts = piece.columns["subscriber"].cast(pa.large_string())
+    piece.columns |= {"subscriber": texts, "second_hash": pa.array(second_hash(texts, Backend("pandas")))}
+    piece.kinds["subscriber"] = pa.large_string()
 
 
-def _agree(tables: list[Any], backend: Backend) -> None:
-    """Subscribers as text in every file where any has them so, and marks in every file where any has some."""
-    if any("marks" in t.column_names for t in tables):
-        for i, t in enumerate(tables):
-            if "marks" not in t.column_names:
-                tables[i] = t.append_column("marks", pa.array(np.zeros(t.num_rows, dtype=np.int32)))
-    if len({t.schema.field("subscriber").type for t in tables}) > 1:
-        at = tables[0].schema.get_field_index("subscriber")
-        for i, t in enumerate(tables):
-            tables[i] = t.set_column(at, "subscriber", t.column("subscriber").cast(pa.large_string()))
+def _vocabulary(pieces: list[Piece], name: str) -> tuple[Any, list[np.ndarray]]:
+    """The words in use in any piece, and for each piece int32[words + 1]: its codes' numbers, after that of null.
+
+    Kinds of rejected rows must not come back as categories.
+    """
+    number: dict[str, int] = {}
+    lookups = []
+    for piece in pieces:
+        codes = [-1 if word is None else number.setdefault(word, len(number)) for word in piece.words[name]]
+        lookups.append(np.array([-1, *codes], dtype=np.int32))
+    return pa.array(list(number), pa.string()), lookups

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Container, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,9 @@ import pyarrow.parquet as pq
 from pipeline.errors import SourceError, first_line
 from pipeline.events.files import Found, digest_of, find_files
 from pipeline.events.schema import hive_parts
+
+UNIT_ROWS = 1_000_000
+WHOLE_BYTES = 1 << 28  # a source file up to this size is read once, for its digest and its rows
 
 
 @dataclass(frozen=True)
@@ -181,12 +185,15 @@ def _runs(numbers: list[int]) -> Iterable[tuple[int, int]]:
 
 
 def make_batches(units: list[Unit], batch_rows: int) -> list[list[Unit]]:
-    """Group units, in order, into batches of at most ``batch_rows`` rows; a larger file is split at its row groups."""
+    """Group units, in order, into batches of at most ``batch_rows`` rows.
+
+    A file of more than :data:`UNIT_ROWS` rows is split at its row groups, so that several tasks read it.
+    """
     batches: list[list[Unit]] = []
     current: list[Unit] = []
     size = 0
     for unit in units:
-        for piece in _split(unit, batch_rows):
+        for piece in _split(unit, min(batch_rows, UNIT_ROWS)):
             if current and size + piece.rows > batch_rows:
                 batches.append(current)
                 current, size = [], 0
@@ -211,14 +218,61 @@ def _split(unit: Unit, limit: int) -> Iterable[Unit]:
     yield Unit(unit.file, first, unit.last)
 
 
-def with_digest(fs: Any, unit: Unit) -> Unit:
-    """The unit with its file's SHA-256 filled in."""
-    if unit.file.sha256:
-        return unit
+class Digests:
+    """The SHA-256 of each source file, worked out once though several tasks read parts of it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._files: dict[str, tuple[threading.Lock, list[str]]] = {}
+
+    def of(self, name: str, make: Callable[[], str]) -> str:
+        with self._lock:
+            lock, found = self._files.setdefault(name, (threading.Lock(), []))
+        with lock:
+            if not found:
+                found.append(make())
+            return found[0]
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A unit with its file's digest, and the file's bytes where it is small enough to be read at once."""
+
+    unit: Unit
+    data: Any = None
+
+
+def read_whole(fs: Any, unit: Unit, digests: Digests) -> Whole:
+    """Read the unit's file, or its digest alone where it is large.
+
+    Raises:
+        SourceError: it has vanished, or has another size than before; names the file.
+    """
+    file, data = unit.file, None
     try:
-        return replace(unit, file=replace(unit.file, sha256=digest_of(fs, unit.file.path)))
+        _unchanged(fs, unit)
+        if file.size <= WHOLE_BYTES and (unit.first, unit.last) == (0, len(file.group_rows)):
+            with fs.open_input_file(file.path) as handle:
+                data = handle.read_buffer(file.size + 1)
+            if data.size != file.size:
+                raise _changed(file, data.size)
+            sha = hashlib.sha256(data).hexdigest()
+        else:
+            sha = digests.of(file.name, lambda: digest_of(fs, file.path))
     except (OSError, pa.ArrowException) as error:
-        raise bad_file(unit.file.name, error) from None
+        raise bad_file(file.name, error) from None
+    return Whole(replace(unit, file=replace(file, sha256=sha)), data)
+
+
+def _changed(file: SourceFile, size: int | None) -> SourceError:
+    kind = "vanished" if size is None else f"changed from {file.size:,} to {size:,} bytes"
+    return SourceError(f"source file {file.name!r} {kind} while it was being read. Run again")
+
+
+def _unchanged(fs: Any, unit: Unit) -> None:
+    size = fs.get_file_info(unit.file.path).size
+    if size != unit.file.size:
+        raise _changed(unit.file, size)
 
 
 def batch_id(units: list[Unit], salt: str) -> str:
@@ -229,21 +283,24 @@ def batch_id(units: list[Unit], salt: str) -> str:
     return sha.hexdigest()[:20]
 
 
-def read_unit(fs: Any, unit: Unit, columns: list[str] | None, categories: Callable[[Any], list[str]] | None) -> Any:
+def read_unit(
+    fs: Any, unit: Unit, columns: list[str] | None, categories: Callable[[Any], list[str]] | None, data: Any = None
+) -> Any:
     """A unit's rows as an Arrow table.
 
+    Args:
+        columns: None for all; categories: the schema -> columns to read as dictionaries; data: the file's bytes, where
+            they have been read already.
     Raises:
         SourceError: the bytes are not what the footer promises; names the file.
     """
     wanted = None if columns is None else [c for c in columns if c in unit.file.schema.names]
     try:
-        info = fs.get_file_info(unit.file.path)
-        if info.size != unit.file.size:
-            kind = "vanished" if info.size is None else f"changed from {unit.file.size:,} to {info.size:,} bytes"
-            raise SourceError(f"source file {unit.file.name!r} {kind} while it was being read. Run again")
+        if data is None:
+            _unchanged(fs, unit)
         names = categories(unit.file.schema) if categories else []
         with (
-            fs.open_input_file(unit.file.path) as handle,
+            pa.BufferReader(data) if data is not None else fs.open_input_file(unit.file.path) as handle,
             pq.ParquetFile(handle, read_dictionary=names, page_checksum_verification=True) as file,
         ):
             table = file.read_row_groups(list(range(unit.first, unit.last)), columns=wanted, use_threads=False)

@@ -12,7 +12,7 @@ import pytest
 from pipeline.backend import Backend
 from pipeline.events import ranges
 from pipeline.events.hashing import hash_ids
-from pipeline.events.ranges import BatchRows
+from pipeline.events.ranges import BatchRows, Blocks, piece_of
 from pipeline.events.schema import CATEGORY
 from pipeline.events.sorting import bucket_of
 
@@ -56,31 +56,47 @@ def test_every_row_is_in_its_range(
         for file in files
         for row in file.to_pylist()
     ]
-    batch = BatchRows(list(files), lambda task, items: [task(i) for i in items], backend)
+    bits, blocks = ranges.part_bits(len(every)), Blocks()
+    for again in range(2):  # in fresh memory, then in memory used before
+        pieces = [piece_of(file, bits, blocks, backend) for file in files]
+        check(BatchRows(pieces, bits), files, every, rows_a_range)
+        blocks.give([p.memory for p in pieces if p.memory is not None])
+        assert again or not bits or len(pieces) == len({id(p.memory) for p in pieces})
+
+
+def check(batch: BatchRows, files: list[pa.Table], every: list[dict[str, Any]], rows_a_range: int) -> None:
     names = [n for n in files[0].column_names if n not in ("client", "subscriber_key")]
-    at, seen = 0, 0
+    seen = 0
     for part in batch.ranges:
-        assert part.first == at
-        at = part.last
         mine = [r for r in every if r["client"] == part.client]
         bits = (len(mine) // rows_a_range).bit_length()
         assert (part.parts, part.total) == (1 << bits, len(mine))
         keys = np.array([r["subscriber_key"] for r in mine], dtype=np.int64)
         wanted = [r for r, b in zip(mine, bucket_of(keys, bits).tolist(), strict=True) if b == part.part]
-        places = np.arange(part.first, part.last)
-        assert batch.key[places].tolist() == [r["subscriber_key"] for r in wanted]
-        assert batch.ts[places].tolist() == [r["ts"] for r in wanted]
-        for name in names:
-            assert batch.take(name, places[::-1]).to_pylist() == [r[name] for r in wanted[::-1]], name
-        assert set(batch.take("event", places).dictionary.to_pylist()) == {r["event"] for r in every}
+        rows = batch.rows(part)
+        backwards = np.arange(len(wanted))[::-1]
+        columns = [rows.take(name, backwards).to_pylist() for name in names]
+        found = list(zip(rows.key[::-1].tolist(), *columns, strict=True))
+        assert rows.ts[::-1].tolist() == columns[names.index("ts")]
+        assert sorted(found, key=str) == sorted(
+            ((r["subscriber_key"], *(r[n] for n in names)) for r in wanted), key=str
+        )
+        assert set(rows.take("event", backwards).dictionary.to_pylist()) == {r["event"] for r in every}
         seen += len(wanted)
-    assert seen == at == len(every)
+    assert seen == len(every)
     assert {p.client for p in batch.ranges} == {r["client"] for r in every} == {"acme", "globex"}
 
 
 def test_names_tell_subscribers_of_one_key_apart(backend: Backend) -> None:
     table = one_file(random.Random(1), 200, True, backend)
     table = table.set_column(table.num_columns - 1, "subscriber_key", pa.array(np.zeros(200, np.int64)))
-    batch = BatchRows([table], lambda task, items: [task(i) for i in items], backend)
-    names = dict(zip(batch.name.tolist(), batch.take("subscriber", np.arange(200)).to_pylist(), strict=True))
+    batch = BatchRows([piece_of(table, 0, Blocks(), backend)], 0)
+    rows = [batch.rows(part) for part in batch.ranges]
+    names = {
+        name: text
+        for part in rows
+        for name, text in zip(
+            part.name.tolist(), part.take("subscriber", np.arange(len(part.name))).to_pylist(), strict=True
+        )
+    }
     assert len(names) == len(set(names.values())) == len(set(table.column("subscriber").to_pylist()))
