@@ -262,6 +262,13 @@ class Context(Section):
         return windows
 
 
+class Sequences(Section):
+    """The last events before each decision, beside the features."""
+
+    length: Annotated[int, Field(ge=0)] = 0  # how many; 0: none
+    campaigns: Annotated[int, Field(ge=0)] = 10_000  # the most frequent ones have a number of their own
+
+
 class Client(Section):
     """What differs for one client."""
 
@@ -284,6 +291,7 @@ class Config(Section):
     at: At = At(event="send")
     windows: Annotated[list[Duration], Field(min_length=1)] = [n * UNITS["d"] for n in (1, 7, 30, 90)]
     context: Context = Context()
+    sequences: Sequences = Sequences()
     outcomes: Annotated[dict[str, Outcome], Field(min_length=1)] = {
         "unsubscribe": Outcome(events=["unsubscribe", "complaint"], within=7 * UNITS["d"], match="campaign"),
         "click": Outcome(events=["click"], within=3 * UNITS["d"], match="campaign"),

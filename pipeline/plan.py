@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pipeline.backend import Backend, choose
 from pipeline.config import Config
 from pipeline.demo import with_source
 from pipeline.errors import ConfigError, StoreError
 from pipeline.rundir import RunDirectory
+
+if TYPE_CHECKING:
+    from pipeline.events.store import EventStore
 
 # Rows a second and core, where no earlier run of this name has measured them (two cores of a small server).
 USUAL_RATES = {"simulate": 300_000, "ingest": 500_000, "rollup": 500_000, "train": 30_000, "decide": 100_000}
@@ -108,7 +113,31 @@ def _store(config: Config, backend: Backend, lines: list[str]) -> int:
         parts = f"{plan.partitions:,} partitions of at most {largest.rows:,} rows"
         memory = f"{largest.rows * ROW_BYTES / 1e9:.2f} GB"
         lines.append(f"            {client}: {plan.rows:,} rows in {plan.files:,} files, {parts} ({memory})")
+        lines += _table(config, store, client)
     return store.rows()
+
+
+def _table(config: Config, store: EventStore, client: str) -> list[str]:
+    """What a client's training rows would take in memory."""
+    from pipeline.features import context, sequences
+    from pipeline.features.spec import FeatureSpec
+    from pipeline.features.table import row_bytes
+
+    kinds = store.kinds(client)
+    if config.at.event is not None and config.at.event not in kinds:
+        return []
+    points = kinds[config.at.event] if config.at.event else store.rows(client)
+    spec = FeatureSpec.from_config(config, kinds)
+    wide = len(spec)
+    if (wanted := context.define(config, spec)) is not None:
+        wide += wanted.width
+    beside = ""
+    if length := config.sequences.length:
+        names = ("any",) if config.sequences.campaigns else ()  # the vocabulary is found when training
+        spec = dataclasses.replace(spec, sequences=sequences.SequenceSpec.of(length, spec.kinds, names))
+        beside = f" and the last {length} events"
+    size = points * row_bytes(spec, len(config.outcomes), wide) * config.model.downsample
+    return [f"            {client}: up to {points:,} decisions of {wide} features{beside}, {size / 1e9:.2f} GB"]
 
 
 def _rates(config: Config) -> dict[str, float]:

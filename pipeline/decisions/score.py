@@ -28,7 +28,8 @@ from pipeline.decisions import lists
 from pipeline.decisions.assure import ACTIONS, Rule, assure, hashed_uniform
 from pipeline.decisions.prioritize import prioritize
 from pipeline.decisions.value import backtest, expected_effect
-from pipeline.features.context import Context, context_of, hourly
+from pipeline.features.context import Context
+from pipeline.features.preparation import context_of, hourly
 from pipeline.features.samples import HOLDOUT, SampleRequest
 from pipeline.features.spec import FeatureSpec
 from pipeline.features.table import feature_table, read_columns

@@ -9,16 +9,12 @@ chosen by a hash, because scoring has sends whose campaign nobody has decided on
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from pipeline import results
 from pipeline.backend import Array, Frame
 from pipeline.config import Config, format_duration
-from pipeline.features import trailing
 from pipeline.features.calendar import local_time
 from pipeline.features.kernels import hashed_share, last_before
 from pipeline.features.partition import Partition
@@ -178,77 +174,3 @@ class Context:
             return xp.full(len(seg), UNKNOWN, dtype=xp.int64)
         row = last_before(xp, part.starts, part.provider != UNKNOWN, seg, part.positions(seg, at))
         return xp.where(row >= 0, part.provider[xp.maximum(row, 0)], UNKNOWN).astype(xp.int64)
-
-
-def hourly(rollups: Path | None, client: str) -> pd.DataFrame | None:
-    """A client's hourly rows by campaign and provider of the Delta table ``rollups``; None where it has none."""
-    table = None if rollups is None else results.read(str(rollups), {"client": client})
-    if table is None or "every" not in table:
-        return None
-    table = table[(table["level"] == "provider") & (table["every"] == "hour")]
-    return table if len(table) else None
-
-
-def specify(
-    store: Any,
-    client: str,
-    config: Config,
-    request: SampleRequest,
-    rollup: pd.DataFrame | None = None,
-    partitions: int | None = None,
-) -> tuple[FeatureSpec, Context | None]:
-    """Every feature that a configuration asks for and this log allows, and the client's context for it.
-
-    Args, Raises: as :func:`context_of` and :meth:`FeatureSpec.from_config`.
-    """
-    spec = FeatureSpec.from_config(config, store.kinds(client))
-    wanted = define(config, spec)
-    if wanted is None:
-        return spec, None
-    counts = count(store, client, wanted, request, rollup, partitions)
-    spec = describe(spec, wanted, counts)
-    assert spec.context is not None
-    return spec, Context.of(spec.context, counts, request.as_of, request.timezone)
-
-
-def context_of(
-    store: Any,
-    client: str,
-    spec: ContextSpec,
-    request: SampleRequest,
-    rollup: pd.DataFrame | None = None,
-    partitions: int | None = None,
-) -> Context:
-    """A client's context as the request may know it.
-
-    Args:
-        store: an ``EventStore``. rollup: the client's hourly roll-up, see :func:`hourly`; used instead of reading the
-            events, unless it matters when they arrived (``as_known_at``), which it does not tell.
-    """
-    counts = count(store, client, spec, request, rollup, partitions)
-    return Context.of(spec, counts, request.as_of, request.timezone)
-
-
-def count(
-    store: Any,
-    client: str,
-    spec: ContextSpec,
-    request: SampleRequest,
-    rollup: pd.DataFrame | None = None,
-    partitions: int | None = None,
-) -> Counts:
-    """What :func:`context_of` is made of. Partitions are counted one by one by the Dask scheduler in force."""
-    if rollup is not None and request.as_known_at is None:
-        return trailing.count_rollup(rollup, spec, request.machines)
-    import dask
-
-    wanted = {"ts", "event", "machine", "campaign", "provider", "ingested_at"}
-    wanted -= ({"machine"} if request.machines else set()) | (set() if request.per_decision else {"ingested_at"})
-    columns = [c for c in store.columns if c in wanted]
-    plan = store.plan(client, None, request.as_of, columns, partitions, request.known_by)
-    parts = [replace(plan, bounds=plan.bounds[i : i + 2], parts=(part,)) for i, part in enumerate(plan.parts)]
-
-    def one(part: Any) -> Counts:
-        return trailing.count_events(store.read_range(part, 0), spec, request.timezone, request.per_decision)
-
-    return trailing.together(dask.compute(*[dask.delayed(one, pure=False, traverse=False)(p) for p in parts]))

@@ -6,12 +6,14 @@ Where the backend has a compiled twin of a kernel, the twin runs; the answers ar
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.backend import Array, Backend, Frame
 from pipeline.errors import DataError
 from pipeline.features import kernels
+from pipeline.features.sequences import ids
 
 NEVER = -(1 << 62)
 
@@ -24,7 +26,7 @@ class Partition:
     same with machine events taken out (the same array where none are flagged). ``starts``: int64[S+1]; ``seg``:
     int64[n]. ``campaign``: int32[n], -1 for null, codes of this partition alone. ``value``: int64[n], micro-units.
     ``ingested``: int64[n], when each row arrived. ``provider``: int32[n], position in a vocabulary, its length for a
-    provider that is not in it, -1 for null.
+    provider that is not in it, -1 for null. ``campaign_id``: int64[n], see ``sequences.ids``.
     """
 
     backend: Backend
@@ -39,6 +41,7 @@ class Partition:
     value: Array | None = None
     ingested: Array | None = None
     provider: Array | None = None
+    campaign_id: Array | None = None
 
     @property
     def xp(self) -> Any:
@@ -114,13 +117,14 @@ def partition_arrays(
     value: bool,
     ingested: bool = False,
     providers: list[str] | None = None,
+    campaigns: Sequence[str] | None = None,
 ) -> Partition:
     """The arrays of a canonical event frame; no copy of the key and the time.
 
     Args:
         frame: index ``subscriber_key``, columns ``ts``, ``event`` and, where asked for and there, campaign and value;
             ``ingested_at`` where asked for.
-        providers: the vocabulary of ``provider``, where that is asked for.
+        providers, campaigns: the vocabularies of ``provider`` and ``campaign_id``, where those are asked for.
     Raises:
         DataError: the rows are not sorted by (subscriber_key, ts), or a column holds nulls.
     """
@@ -151,6 +155,10 @@ def partition_arrays(
         code = backend.codes(frame["provider"], providers)
         named = frame["provider"].notna()
         part.provider = xp.where((code < 0) & backend.column(named), len(providers), code)
+    if campaigns:
+        if "campaign" not in frame.columns:
+            raise DataError("sequences have campaigns, but the log has none; map source.columns.campaign")
+        part.campaign_id = ids(backend, frame["campaign"], campaigns)
     if ingested:
         part.ingested = backend.column(frame["ingested_at"])
     return part

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pipeline.config import KINDS, Config, format_duration
 from pipeline.errors import ConfigError, ModelError, did_you_mean
+from pipeline.features.sequences import SequenceSpec
 from pipeline.features.trailing import ContextSpec
 
 FORMAT = 1
@@ -63,7 +64,7 @@ class FeatureSpec:
     ``kinds``: the kinds counted; ``windows``: microseconds, ascending; ``exposure``: the denominator of rates and what
     a streak counts; ``bounces``: kinds subtracted from the denominator; ``responses``: kinds that end a streak;
     ``cap``: recencies are at most this, microseconds; ``absent``: what the log could not give, for the user to read;
-    ``context``: how rates of everybody are made, see ``context.py``.
+    ``context``: how rates of everybody are made, see ``context.py``; ``sequences``: what is beside X, ``sequences.py``.
     """
 
     features: tuple[Feature, ...]
@@ -75,12 +76,14 @@ class FeatureSpec:
     cap: int = 90 * DAY
     absent: tuple[str, ...] = ()
     context: ContextSpec | None = None
+    sequences: SequenceSpec | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns of the log that features take, beside key, time, kind and machine."""
         levels = self.context.levels if self.context else ()
-        return tuple(n for n in ("campaign", "provider") if n in levels)
+        listed = ("campaign",) if self.sequences and self.sequences.campaigns else ()
+        return tuple(n for n in ("campaign", "provider") if n in (*levels, *listed))
 
     @property
     def names(self) -> list[str]:
@@ -190,6 +193,8 @@ class FeatureSpec:
         features = tuple(Feature(**f) for f in values.pop("features"))
         context = values.pop("context", None)
         values["context"] = None if context is None else ContextSpec.from_dict(context)
+        sequences = values.pop("sequences", None)
+        values["sequences"] = None if sequences is None else SequenceSpec.from_dict(sequences)
         lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(features=features, **lists)
 

@@ -8,17 +8,19 @@ what is left.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from pipeline.backend import Array, Backend, Frame, backend_of
 from pipeline.errors import DataError
 from pipeline.features import samples, windows
-from pipeline.features.context import Context, context_of
+from pipeline.features.context import Context
 from pipeline.features.knowledge import corrections
 from pipeline.features.partition import Partition, partition_arrays
+from pipeline.features.preparation import context_of
 from pipeline.features.samples import SampleRequest
+from pipeline.features.sequences import write_sequences
 from pipeline.features.spec import FeatureSpec
 
 
@@ -32,6 +34,8 @@ class FeatureTable:
     (datetime64[us], naive UTC) and the columns the request keeps.
     ``counts``: rows, dropped_censored (no outcome known yet), dropped_downsampled; with ``as_known_at: decision``
     knew_less (rows with events in their past that had not arrived yet).
+    ``sequences``: the last events before each row, by the name of a tensor of ``spec.sequences``: [n, L] each,
+    C-contiguous, 64-byte aligned; none where the specification has none.
     """
 
     spec: FeatureSpec
@@ -42,6 +46,7 @@ class FeatureTable:
     split: Array
     keys: Frame
     counts: dict[str, int]
+    sequences: dict[str, Array] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.X)
@@ -59,7 +64,7 @@ def feature_table(
     Args:
         events: a canonical event frame of whole subscribers (index subscriber_key, total order).
         backend: of the frame, found from it where absent.
-        context: of the client, where the specification has features of it; see ``context.context_of``.
+        context: of the client, where the specification has features of it; see ``preparation.context_of``.
     Raises:
         DataError: unsorted rows, nulls, or a column that the request needs is not there; or no context.
     """
@@ -77,6 +82,7 @@ def feature_table(
         value=any(h.sum for h in request.heads),
         ingested=request.per_decision,
         providers=None if context is None else context.names["provider"],
+        campaigns=None if spec.sequences is None else spec.sequences.campaigns,
     )
     points = samples.decision_points(part, request)
     censored = downsampled = 0
@@ -95,21 +101,39 @@ def feature_table(
             rows = xp.flatnonzero(known & kept)
             points = points.take(rows)
             key, y, mask, weight, split = key[rows], y[rows], mask[rows], weight[rows], split[rows]
-    X = backend.empty_aligned((len(points), len(spec)), xp.float32)
+    X, sequences = _empty(backend, spec, len(points))
     campaign = None if context is None else context.campaigns(part, events, points, request, key, split)
-    _write(part, spec, request, context, points.seg, points.at, campaign, X)
+    _write(part, spec, request, context, points.seg, points.at, campaign, X, sequences)
     late = 0
     if request.per_decision:
         for which, past, seg in corrections(part, points.seg, points.at):
-            known = backend.empty_aligned((len(which), len(spec)), xp.float32)
+            known_X, known_sequences = _empty(backend, spec, len(which))
             whose = None if campaign is None else campaign[which]
-            _write(past, spec, request, context, seg, points.at[which], whose, known)
-            X[which] = known
+            _write(past, spec, request, context, seg, points.at[which], whose, known_X, known_sequences)
+            X[which] = known_X
+            for name, array in known_sequences.items():
+                sequences[name][which] = array
             late += len(which)
     counts = {"rows": len(points), "dropped_censored": censored, "dropped_downsampled": downsampled}
     if request.per_decision:
         counts["knew_less"] = late
-    return FeatureTable(spec, X, y, mask, weight, split, _keys(events, part, key, points, request), counts)
+    keys = _keys(events, part, key, points, request)
+    return FeatureTable(spec, X, y, mask, weight, split, keys, counts, sequences)
+
+
+def _empty(backend: Backend, spec: FeatureSpec, rows: int) -> tuple[Array, dict[str, Array]]:
+    sequences = {} if spec.sequences is None else spec.sequences.empty(backend, rows)
+    return backend.empty_aligned((rows, len(spec)), backend.xp.float32), sequences
+
+
+def row_bytes(spec: FeatureSpec, heads: int, features: int | None = None) -> int:
+    """What one decision point takes in memory: X, sequences, y, mask, weight, and its key columns.
+
+    Args:
+        features: how many, where that is not yet those of ``spec``.
+    """
+    sequences = 0 if spec.sequences is None else spec.sequences.row_bytes
+    return ((len(spec) if features is None else features) + 2 * heads + 8) * 4 + sequences
 
 
 def _write(
@@ -121,11 +145,14 @@ def _write(
     at: Array,
     campaign: Array | None,
     out: Array,
+    sequences: dict[str, Array],
 ) -> None:
-    """Every feature of some points: of their own events, and of the client as a whole."""
+    """Every feature of some points: of their own events, of the client as a whole, and their last events."""
     windows.write_features(part, spec, seg, at, request.timezone, out)
     if context is not None and campaign is not None:
         context.write(part, spec, seg, at, campaign, request.timezone, out)
+    if spec.sequences is not None:
+        write_sequences(part, spec, seg, at, request.timezone, sequences)
 
 
 def read_columns(store: Any, spec: FeatureSpec, request: SampleRequest) -> list[str]:
@@ -166,7 +193,7 @@ def _table_of_range(
 
 
 def concat(tables: Sequence[FeatureTable]) -> FeatureTable:
-    """One table of several, in their order; X is aligned again.
+    """One table of several, in their order; X and sequences are aligned again.
 
     Raises:
         DataError: no tables, or tables of different specifications.
@@ -177,15 +204,18 @@ def concat(tables: Sequence[FeatureTable]) -> FeatureTable:
         raise DataError("feature tables of different specifications cannot be put together")
     backend = backend_of(tables[0].X)
     xp = backend.xp
-    rows = sum(len(t) for t in tables)
-    X = backend.empty_aligned((rows, tables[0].X.shape[1]), xp.float32)
+    X, sequences = _empty(backend, tables[0].spec, sum(len(t) for t in tables))
     start = 0
     for table in tables:
-        X[start : start + len(table)] = table.X
+        some = slice(start, start + len(table))
+        X[some] = table.X
+        for name, array in table.sequences.items():
+            sequences[name][some] = array
         start += len(table)
     joined = {name: xp.concatenate([getattr(t, name) for t in tables]) for name in ("y", "mask", "weight", "split")}
     counts = {name: sum(t.counts[name] for t in tables) for name in tables[0].counts}
-    return replace(tables[0], X=X, keys=_concat_frames([t.keys for t in tables], backend), counts=counts, **joined)
+    keys = _concat_frames([t.keys for t in tables], backend)
+    return replace(tables[0], X=X, keys=keys, counts=counts, sequences=sequences, **joined)
 
 
 def _visible(events: Frame, request: SampleRequest, backend: Backend) -> Frame:

@@ -48,6 +48,12 @@ class ContextSpec:
         return cls(**{**values, **lists, "rates": rates})
 
     @property
+    def width(self) -> int:
+        """How many features these are."""
+        flags = sum(level in ("provider", "campaign") for level in self.levels)
+        return len(self.levels) * len(self.windows) * len(self.rates) + flags
+
+    @property
     def kinds(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys([self.exposure, *self.bounces, *(k for _, kinds in self.rates for k in kinds)]))
 

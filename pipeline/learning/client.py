@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.backend import Backend
 from pipeline.config import Config, format_duration
 from pipeline.errors import DataError, TooLittleError
-from pipeline.features import context
+from pipeline.features import preparation
 from pipeline.features import table as features
 from pipeline.features.samples import HOLDOUT, TRAIN, VALIDATION, SampleRequest, describe
 from pipeline.features.spec import FeatureSpec
@@ -116,7 +116,7 @@ def training_table(
 
     request = SampleRequest.from_config(config, client, as_of, "train")
     ranges = config.partitions or _ranges(store, client, backend)
-    spec, known = context.specify(store, client, config, request, context.hourly(rollups, client), ranges)
+    spec, known = preparation.specify(store, client, config, request, preparation.hourly(rollups, client), ranges)
     _check_memory(store, client, config, backend, spec)
     tasks = features.feature_tables(store, client, spec, request, ranges, known)
     finals = {task.key for task in tasks}
@@ -144,12 +144,12 @@ def _ranges(store: EventStore, client: str, backend: Backend) -> int | None:
 def _check_memory(store: EventStore, client: str, config: Config, backend: Backend, spec: FeatureSpec) -> None:
     kinds = store.kinds(client)
     points = kinds.get(config.at.event, 0) if config.at.event else store.rows(client)
-    need = points * (len(spec) + 2 * len(config.outcomes) + 8) * 4
+    need = points * features.row_bytes(spec, len(config.outcomes))
     room = int(MEMORY_SHARE * backend.free_memory())
     if need * config.model.downsample > room:
         rate = room / need
         raise DataError(
-            f"client {client!r} has up to {points:,} decision points, {need / 1e9:.1f} GB of features; "
+            f"client {client!r} has up to {points:,} decision points, {need / 1e9:.1f} GB of features and sequences; "
             f"{room / 1e9:.1f} GB can be used for them here. Keep a share of the negatives: model.downsample={rate:.2g}"
         )
 

@@ -17,7 +17,7 @@ from pipeline.events.ingest import ingest
 from pipeline.events.simulate import simulate
 from pipeline.events.store import EventStore
 from pipeline.features import knowledge
-from pipeline.features.context import specify
+from pipeline.features.preparation import specify
 from pipeline.features.samples import SampleRequest
 from pipeline.features.spec import FeatureSpec
 from pipeline.features.table import FeatureTable, concat, feature_table, feature_tables
@@ -95,8 +95,9 @@ def test_snapshots_are_the_scoring_of_their_day(backend: Backend, seed: int, kee
 def rows_of(table: FeatureTable, backend: Backend) -> dict[tuple[int, int], bytes]:
     keys = backend.to_pandas(table.keys)
     at = keys["at"].to_numpy().astype("int64").tolist()
-    X = backend.to_host(table.X)
-    return {(k, t): x.tobytes() for k, t, x in zip(keys["subscriber_key"].tolist(), at, X, strict=True)}
+    arrays = [backend.to_host(a) for a in (table.X, *table.sequences.values())]
+    rows = (b"".join(a[i].tobytes() for a in arrays) for i in range(len(table)))
+    return {(k, t): row for k, t, row in zip(keys["subscriber_key"].tolist(), at, rows, strict=True)}
 
 
 @pytest.mark.parametrize("seed", range(200, 215))
@@ -138,6 +139,7 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
             decide={"reward": {"click": 1.0}},
             lateness="1d",
             as_known_at="decision",
+            sequences={"length": 8, "campaigns": 20},
             simulate=Simulate(
                 events=12_000, clients=1, days=60, dirt={"late": 0.1, "duplicate": 0.1, "out_of_order": 0.1}
             ),
@@ -158,6 +160,8 @@ def test_a_training_set_of_last_month_is_the_scoring_of_each_of_its_days(
     end = store.last_full_day(client)
     spec, _ = specify(store, client, config, SampleRequest.from_config(config, client, end))
     assert {"provider_known", "client_open_rate_7d"} < set(spec.names)
+    assert spec.sequences is not None
+    assert len(spec.sequences.campaigns) == 20
 
     def table(request: SampleRequest, partitions: int) -> FeatureTable:
         made = feature_tables(store, client, spec, request, partitions)

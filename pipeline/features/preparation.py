@@ -1,0 +1,145 @@
+"""What is found out of a client as a whole before any partition is computed: the specification, and its context.
+
+Both are small. They come from the client's roll-up where there is one of this store, and else from the events, counted
+by key range.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipeline import results
+from pipeline.backend import Frame
+from pipeline.config import Config
+from pipeline.features import sequences, trailing
+from pipeline.features.context import Context, define, describe
+from pipeline.features.samples import SampleRequest
+from pipeline.features.sequences import SequenceSpec
+from pipeline.features.spec import FeatureSpec
+from pipeline.features.trailing import ContextSpec, Counts
+
+
+def hourly(rollups: Path | None, client: str) -> pd.DataFrame | None:
+    """A client's hourly rows by campaign and provider of the Delta table ``rollups``; None where it has none."""
+    table = None if rollups is None else results.read(str(rollups), {"client": client})
+    if table is None or "every" not in table:
+        return None
+    table = table[(table["level"] == "provider") & (table["every"] == "hour")]
+    return table if len(table) else None
+
+
+def specify(
+    store: Any,
+    client: str,
+    config: Config,
+    request: SampleRequest,
+    rollup: pd.DataFrame | None = None,
+    partitions: int | None = None,
+) -> tuple[FeatureSpec, Context | None]:
+    """Every feature that a configuration asks for and this log allows, and the client's context for it.
+
+    Args, Raises: as :func:`context_of` and :meth:`FeatureSpec.from_config`.
+    """
+    spec = FeatureSpec.from_config(config, store.kinds(client))
+    if config.sequences.length:
+        spec = _with_sequences(spec, config, _campaigns(store, client, config, request, rollup, partitions))
+    wanted = define(config, spec)
+    if wanted is None:
+        return spec, None
+    counts = count(store, client, wanted, request, rollup, partitions)
+    spec = describe(spec, wanted, counts)
+    assert spec.context is not None
+    return spec, Context.of(spec.context, counts, request.as_of, request.timezone)
+
+
+def _with_sequences(spec: FeatureSpec, config: Config, campaigns: tuple[str, ...]) -> FeatureSpec:
+    made = SequenceSpec.of(config.sequences.length, spec.kinds, campaigns)
+    lacking = "campaigns in sequences: the log has none before the validation (source.columns.campaign)"
+    absent = (lacking,) if config.sequences.campaigns and not campaigns else ()
+    return replace(spec, sequences=made, absent=(*spec.absent, *absent))
+
+
+def _campaigns(
+    store: Any,
+    client: str,
+    config: Config,
+    request: SampleRequest,
+    rollup: pd.DataFrame | None,
+    partitions: int | None,
+) -> tuple[str, ...]:
+    """The vocabulary of sequences: of what training learns from, so that a later campaign is another one there too."""
+    until, zone, size = request.bounds()["train_end"], request.timezone, config.sequences.campaigns
+    if not size or "campaign" not in store.columns:
+        return ()
+    if rollup is not None and request.as_known_at is None:
+        return sequences.frequent(sequences.rolled_campaigns(rollup, until, zone), size)
+    total: Counter[str] = Counter()
+    one = partial(sequences.campaign_events, until=until, timezone=zone)
+    for found in _of_partitions(store, client, ["ts", "campaign"], request, partitions, one):
+        total.update(found)
+    return sequences.frequent(total, size)
+
+
+def context_of(
+    store: Any,
+    client: str,
+    spec: ContextSpec,
+    request: SampleRequest,
+    rollup: pd.DataFrame | None = None,
+    partitions: int | None = None,
+) -> Context:
+    """A client's context as the request may know it.
+
+    Args:
+        store: an ``EventStore``. rollup: the client's hourly roll-up, see :func:`hourly`; used instead of reading the
+            events, unless it matters when they arrived (``as_known_at``), which it does not tell.
+    """
+    counts = count(store, client, spec, request, rollup, partitions)
+    return Context.of(spec, counts, request.as_of, request.timezone)
+
+
+def count(
+    store: Any,
+    client: str,
+    spec: ContextSpec,
+    request: SampleRequest,
+    rollup: pd.DataFrame | None = None,
+    partitions: int | None = None,
+) -> Counts:
+    """What :func:`context_of` is made of. Partitions are counted one by one by the Dask scheduler in force."""
+    if rollup is not None and request.as_known_at is None:
+        return trailing.count_rollup(rollup, spec, request.machines)
+    wanted = {"ts", "event", "machine", "campaign", "provider", "ingested_at"}
+    wanted -= ({"machine"} if request.machines else set()) | (set() if request.per_decision else {"ingested_at"})
+    columns = [c for c in store.columns if c in wanted]
+    one = partial(trailing.count_events, spec=spec, timezone=request.timezone, per_decision=request.per_decision)
+    return trailing.together(_of_partitions(store, client, columns, request, partitions, one))
+
+
+def _of_partitions(
+    store: Any,
+    client: str,
+    columns: list[str],
+    request: SampleRequest,
+    partitions: int | None,
+    work: Callable[[Frame], Any],
+) -> tuple[Any, ...]:
+    """What ``work`` makes of each partition that the request may know, by the Dask scheduler in force."""
+    import dask
+
+    plan = store.plan(client, None, request.as_of, columns, partitions, request.known_by)
+    parts = [replace(plan, bounds=plan.bounds[i : i + 2], parts=(part,)) for i, part in enumerate(plan.parts)]
+    tasks = [dask.delayed(partial(_work_on, store, part, work), pure=False, traverse=False)() for part in parts]
+    found: tuple[Any, ...] = dask.compute(*tasks)
+    return found
+
+
+def _work_on(store: Any, plan: Any, work: Callable[[Frame], Any]) -> Any:
+    return work(store.read_range(plan, 0))
