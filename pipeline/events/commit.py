@@ -104,6 +104,7 @@ def create_table(place: Place, settings: Settings, carried: Mapping[str, pa.Data
         if table is None:
             raise explain(error, "make a store at", place.uri) from None
     _sync_log(place)
+    fault("store-made")
     return table
 
 
@@ -113,6 +114,7 @@ def add_columns(table: Any, missing: Mapping[str, pa.DataType]) -> None:
 
     schema = deltalake.Schema.from_arrow(pa.schema([pa.field(n, t) for n, t in sorted(missing.items())]))
     table.alter.add_columns(list(schema.fields))
+    fault("columns-added")
 
 
 def store_id(table: Any) -> str:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -32,11 +33,10 @@ def fault(point: str) -> None:
     wanted = os.environ.get("EVENTGRAIN_FAULT")
     if not wanted:
         return
+    _seen[point] = _seen.get(point, 0) + 1
     name, _, count = wanted.partition(":")
-    if name == point:
-        _seen[point] = _seen.get(point, 0) + 1
-        if _seen[point] >= int(count or 1):
-            os.kill(os.getpid(), signal.SIGKILL)
+    if name == point and _seen[point] >= int(count or 1):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def is_remote(uri: str) -> bool:
@@ -54,9 +54,9 @@ def filesystem(uri: str) -> tuple[Any, str]:
     scheme, _, rest = uri.partition("://")
     try:
         if scheme in ("s3", "gs", "gcs"):  # the key is taken as it stands: a URI parser would decode its percent signs
-            name, question, options = rest.partition("?") if "=" in rest.rpartition("?")[2] else (rest, "", "")
-            bucket = name.partition("/")[0]
-            return pafs.FileSystem.from_uri(f"{scheme}://{bucket}{question}{options}")[0], name
+            name, _, options = rest.partition("?") if "=" in rest.rpartition("?")[2] else (rest, "", "")
+            options = "&".join([*filter(None, [options]), *(_s3_options(options) if scheme == "s3" else [])])
+            return pafs.FileSystem.from_uri(f"{scheme}://{name.partition('/')[0]}?{options}")[0], name
         if scheme in ("hdfs", "viewfs", "abfs", "abfss"):
             fs, path = pafs.FileSystem.from_uri(uri)
             return fs, path
@@ -67,6 +67,19 @@ def filesystem(uri: str) -> tuple[Any, str]:
         raise SourceError(
             f"cannot open {uri!r}: {error}. Expected a local path or a URI such as s3://bucket/folder/"
         ) from None
+
+
+def _s3_options(given: str) -> list[str]:
+    """The endpoint and region that the environment names, as the Delta library reads them, unless ``given`` in the URI.
+
+    Arrow would ask Amazon for the region of a bucket that it does not know, and would not return without a network.
+    """
+    known = {part.partition("=")[0] for part in given.split("&")}
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ("us-east-1" if endpoint else "")
+    scheme, _, host = endpoint.rpartition("://")
+    found = {"region": region, "endpoint_override": host.rstrip("/"), "scheme": scheme}
+    return [f"{name}={quote(value, safe='')}" for name, value in found.items() if value and name not in known]
 
 
 @dataclass(frozen=True)
@@ -208,17 +221,23 @@ class Place:
         """
         path = self.path(name)
         try:
+            view = memoryview(data).cast("B")
+            half = len(view) // 2
             if not self.local:
                 with self.fs.open_output_stream(path) as stream:
-                    stream.write(data)
+                    stream.write(view[:half])
+                    fault("half-written")
+                    stream.write(view[half:])
+                fault("file-written")
                 return
             target = Path(path)
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
             try:
-                with temporary.open("wb") as file:
-                    file.write(memoryview(data))
-                    file.flush()
+                with temporary.open("wb", buffering=0) as file:
+                    _write_all(file, view[:half])
+                    fault("half-written")
+                    _write_all(file, view[half:])
                     os.fsync(file.fileno())
                 fault("file-written")
                 temporary.rename(target)
@@ -265,6 +284,12 @@ class Stat:
 
 def _changed(info: Any) -> int | None:
     return None if info.mtime_ns is None else int(info.mtime_ns) // 1000
+
+
+def _write_all(file: Any, view: memoryview) -> None:
+    """Every byte, in as many writes as an unbuffered file takes."""
+    while view:
+        view = view[file.write(view) :]
 
 
 def sync_folder(folder: Path) -> None:

@@ -84,7 +84,8 @@ def config(
 ) -> Config:
     mapping = {k: v for k, v in (COLUMNS | (columns or {})).items() if v is not None}
     given = {"path": str(tmp / "raw"), "value_unit": "micro", **(source or {})}
-    return Config(name="test", runs=str(tmp / "runs"), source=Source(columns=Columns(**mapping), **given), **more)
+    whole = {"name": "test", "runs": str(tmp / "runs"), **more}
+    return Config(source=Source(columns=Columns(**mapping), **given), **whole)
 
 
 def key_of(user: Any) -> int:

@@ -1,101 +1,18 @@
-"""A crash at any point loses nothing and doubles nothing."""
+"""What is committed is what was written, once; kills are in tests/faults."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from pipeline.backend import PANDAS
 from pipeline.errors import StoreError
-from pipeline.events.commit import open_table, verify
+from pipeline.events.commit import verify
 from pipeline.events.ingest import ingest
 from pipeline.events.store import EventStore
 from pipeline.events.tables import _footer
-from tests.events.logs import DAY, config, expected, random_rows, rows_of_frame, write
-
-PROGRAM = """
-import os, sys
-sys.path.insert(0, {root!r})
-from pathlib import Path
-import pipeline.events.compaction, pipeline.events.compiled, deltalake
-from pipeline.backend import PANDAS
-from pipeline.events.ingest import ingest
-from tests.events.logs import config
-import numpy as np, pyarrow as pa
-from pipeline.events.hashing import hash_ids
-from pipeline.events.sorting import merge_order, sort_order
-key = hash_ids(pa.array(["a", "b"]).cast(pa.large_string()), PANDAS)
-sort_order(key, key, PANDAS), merge_order(np.sort(key), key, [0, 1, 2], PANDAS)  # load the compiled code once
-for line in sys.stdin:  # each ingest in a child of its own, which inherits the imports
-    if (child := os.fork()) == 0:
-        os.environ["EVENTGRAIN_FAULT"] = line.strip()
-        ingest(config(Path({tmp!r}), batch_rows=1000), PANDAS)
-        os._exit(0)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-POINTS = {
-    "file-written": 2,
-    "file-renamed": 3,
-    "quarantine-written": 1,
-    "index-written": 2,
-    "verified": 1,
-    "before-commit": 2,
-    "after-commit": 1,
-    "acknowledged": 2,
-    "compaction-written": 1,
-}
-
-
-class Victim:
-    """A process that ingests on request and reports how that ended."""
-
-    def __init__(self, tmp_path: Path) -> None:
-        program = PROGRAM.format(root=str(Path(__file__).parents[2]), tmp=str(tmp_path))
-        command = [sys.executable, "-W", "ignore", "-c", program]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def ingest(self, fault: str = "") -> int:
-        assert self.process.stdin
-        assert self.process.stdout
-        self.process.stdin.write(fault + "\n")
-        self.process.stdin.flush()
-        return int(self.process.stdout.readline())
-
-    def close(self) -> None:
-        self.process.communicate(timeout=60)
-
-
-def test_killed_at_every_point(tmp_path: Path) -> None:
-    """One log, killed again and again on its way: at each point once, at the n-th passing of it."""
-    rows = [
-        dict(r, time=r["time"] + (i % 50) * DAY, arrived=r["arrived"] + (i % 50) * DAY)
-        for i, r in enumerate(random_rows(5000))
-    ]
-    rows.sort(key=lambda r: r["time"])
-    for i in range(5):
-        bad = [dict(rows[0], user=None, id=-1)]
-        write(tmp_path / f"raw/{i}.parquet", [*rows[i * 1000 : i * 1000 + 900], *rows[i * 1000 : i * 1000 + 10], *bad])
-    kept = [r for i in range(5) for r in rows[i * 1000 : i * 1000 + 900]]
-    uri = config(tmp_path).store_uri
-    victim = Victim(tmp_path)
-    for point, times in POINTS.items():
-        assert victim.ingest(f"{point}:{times}") == -9, f"{point} was not reached {times} times"
-        if open_table(uri) is not None:  # whatever was committed is whole and readable
-            store = EventStore(uri)
-            store.verify()
-            found = {r[4] for c in store.clients() for r in rows_of_frame(store.read(c).compute(scheduler="sync"))}
-            assert found <= {r["id"] for r in kept}
-    assert victim.ingest() == 0
-    victim.close()
-    store = EventStore(uri)
-    for client in ("acme", "globex"):
-        assert rows_of_frame(store.read(client, partitions=2).compute(scheduler="sync")) == expected(kept, client)
-    assert store.rows() == len(kept), "nothing is there twice, not even for a reader that does not deduplicate"
-    report = ingest(config(tmp_path, batch_rows=1000), PANDAS)
-    assert report.rows_in == 0
+from tests.events.logs import config, random_rows, rows_of_frame, write
 
 
 def test_what_was_written_is_verified(tmp_path: Path) -> None:
