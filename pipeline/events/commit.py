@@ -98,9 +98,10 @@ def create_table(place: Place, settings: Settings, carried: Mapping[str, pa.Data
             partition_by=["client"],
             name="events",
             description=json.dumps({"eventgrain": asdict(settings)}),
+            commit_properties=deltalake.CommitProperties(max_commit_retries=0),  # or two at once would make it twice
         )
     except (DeltaError, OSError) as error:
-        table = open_table(place.target)  # two at once: the later one may be told that the protocol changed
+        table = open_table(place.target)  # of two at once the later one fails
         if table is None:
             raise explain(error, "make a store at", place.uri) from None
     _sync_log(place)
