@@ -30,11 +30,14 @@ COMMANDS = {
     "verify": "check digests, sizes and row counts of the whole store",
     "compact": "merge small files of the store, as every run does for closed months",
     "clean": "remove orphans and files of old snapshots: --dry-run, --older-than",
+    "forget": "erase people's events, decisions and rejected rows: --subscriber, --subscribers, --client",
 }
+UPKEEP = ("verify", "compact", "clean", "forget")  # see pipeline/upkeep.py and pipeline/forget.py
 # The options that one command alone takes.
 OPTIONS = {
     "simulate": ("events", "out", "clients", "days", "seed", "ids", "workers"),
     "clean": ("dry_run", "older_than"),
+    "forget": ("subscriber", "subscribers", "client"),
 }
 
 DESCRIPTION = """\
@@ -106,6 +109,10 @@ def build_parser() -> argparse.ArgumentParser:
     clean.add_argument(
         "--older-than", metavar="AGE", help="leave orphans younger than this, as 12h (24h on object stores, else none)"
     )
+    forget = parser.add_argument_group("forget")
+    forget.add_argument("--subscriber", action="append", metavar="ID", help="whom to forget; may be given again")
+    forget.add_argument("--subscribers", metavar="FILE", help="or a file of ids, one a line")
+    forget.add_argument("--client", metavar="NAME", help="whose subscriber (every client's of that id)")
     return parser
 
 
@@ -209,10 +216,11 @@ def _dispatch(command: str, overrides: list[str], options: argparse.Namespace) -
 
         print("\n".join(make_plan(config).lines))
         return 0
-    if command in ("verify", "compact", "clean"):
-        from pipeline import upkeep
+    if command in UPKEEP:
+        from pipeline import forget, upkeep
 
-        getattr(upkeep, command)(config, **{name: getattr(options, name) for name in OPTIONS.get(command, ())})
+        work = forget.forget if command == "forget" else getattr(upkeep, command)
+        work(config, **{name: getattr(options, name) for name in OPTIONS.get(command, ())})
         return 0
     stages.run(config, until="report" if command == "all" else command)
     return 0

@@ -10,7 +10,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +98,11 @@ class RunDirectory:
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[RunDirectory]:
+    def locked(self, wait: Callable[[Path], None] | None = None) -> Iterator[RunDirectory]:
         """Hold the folder for this process.
 
+        Args:
+            wait: called before waiting for another process that runs in it; None does not wait.
         Raises:
             ConfigError: another process is running in it, or it cannot be made.
         """
@@ -113,9 +115,12 @@ class RunDirectory:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ConfigError(
-                    f"another process is running in {self.path}: wait for it, or give this run another name=..."
-                ) from None
+                if wait is None:
+                    raise ConfigError(
+                        f"another process is running in {self.path}: wait for it, or give this run another name=..."
+                    ) from None
+                wait(self.path)
+                fcntl.flock(file, fcntl.LOCK_EX)
             yield self
 
     def begin(self, facts: dict[str, Any]) -> None:

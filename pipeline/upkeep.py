@@ -77,7 +77,7 @@ def clean(config: Config, dry_run: bool | None = None, older_than: str | None = 
             raise ConfigError(f"--older-than: {error}") from None
     since = time.time_ns() // 1000 - config.keep_snapshots
     with _run(config) as directory, deleting(place):
-        cited = _cited(config)
+        cited = cited_by(config)
         found = find(place, since, sorted(cited), age)
         rejected = find_quarantine(place, directory.path)
         for version in found.lost:
@@ -110,17 +110,21 @@ def _run(config: Config) -> Iterator[RunDirectory]:
         yield directory
 
 
-def _cited(config: Config) -> dict[int, set[str]]:
+def cited_by(config: Config) -> dict[int, set[str]]:
     """Store version -> the runs whose model versions were trained on it: this run, and others that share its store."""
     from pipeline.learning.registry import cited_snapshots
 
     found: dict[int, set[str]] = {}
-    for folder in sorted({config.run_dir, *(p.parent for p in Path(config.runs).glob("*/config.yaml"))}):
-        if folder != config.run_dir and not _shares_store(folder, config):
-            continue
+    for folder in run_dirs(config):
         for version in cited_snapshots(folder / "models"):
             found.setdefault(version, set()).add(folder.name)
     return found
+
+
+def run_dirs(config: Config) -> list[Path]:
+    """The run's directory, and those beside it of runs that share its store."""
+    others = {p.parent for p in Path(config.runs).glob("*/config.yaml")} - {config.run_dir}
+    return [config.run_dir, *sorted(folder for folder in others if _shares_store(folder, config))]
 
 
 def _shares_store(folder: Path, config: Config) -> bool:

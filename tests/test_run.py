@@ -24,6 +24,8 @@ from pipeline.run import main
         (["train", "--events", "5"], "the command simulate alone takes --events"),
         (["simulate"], "simulate needs --out DIR"),
         (["verify", "--dry-run"], "the command clean alone takes --dry-run"),
+        (["clean", "--subscriber", "x"], "the command forget alone takes --subscriber"),
+        (["forget"], "forget needs --subscriber ID or --subscribers FILE"),
         (["clean", "--older-than", "soon"], "--older-than: 'soon' is not a duration"),
         (["simulate", "--out", "x", "--events", "many"], "'many' is not a number"),
         (["simulate", "--out", "x", "--events", "-5"], "--events"),
@@ -52,7 +54,7 @@ def test_help_is_light() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "HEAVY []" in out
-    for command in ("plan", "simulate", "ingest", "rollup", "train", "decide", "report", "verify", "clean"):
+    for command in ("plan", "simulate", "ingest", "rollup", "train", "decide", "report", "verify", "clean", "forget"):
         assert f"\n  {command} " in out
 
 

@@ -6,8 +6,9 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.config import Quality
 from pipeline.events.prepare import Prepared
-from pipeline.events.quality import Rulebook, RuleResult
+from pipeline.events.quality import Rulebook, RuleResult, refuse
 from pipeline.events.ranges import Piece
 from pipeline.events.schema import FORMAT_VERSION
 from pipeline.events.sources import Unit
@@ -39,20 +40,31 @@ class Batch:
     pieces: list[Piece] = field(default_factory=list)
     bits: int = 0  # a piece has 2**bits key ranges
     refused: list[Any] = field(default_factory=list)  # tables of rejected rows
+    dropped: int = 0  # of the rejected: those that must not come in, see screen.py
+    token: str = ""  # of the tombstones that it was read under
 
     def add(self, prepared: Prepared, book: Rulebook, keep: int) -> None:
         """Count one file's rows; ``keep``: how many examples of each rule."""
         self.rows += prepared.rows
         if prepared.rejected is not None:
             self.refused.append(prepared.rejected)
-            self.rejected += prepared.rejected.num_rows
-        for name, count in prepared.rejected_by.items():
+        self.dropped += sum(prepared.dropped.values())
+        for name, count in [*prepared.rejected_by.items(), *prepared.dropped.items()]:
+            self.rejected += count
             self.rejected_by[name] = self.rejected_by.get(name, 0) + count
         for name, result in prepared.results.items():
             self.results.setdefault(name, book.result(name)).add(result, keep)
         add_counts(self.per_client, prepared.per_client)
         for day, count in prepared.arrivals.items():
             self.arrivals[day] = self.arrivals.get(day, 0) + count
+
+    def refuse(self, quality: Quality) -> None:
+        """Stop where a rule's action is fail or too many rows break one; those dropped unlooked at do not count.
+
+        Raises:
+            DataError: names the rule.
+        """
+        refuse(self.results, self.rejected - self.dropped, self.rows - self.dropped, quality, self.run)
 
     def manifest(self, written: list[Written]) -> dict[str, Any]:
         """What the batch's commit says of it."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,8 +24,10 @@ from pipeline.errors import StoreError, first_line
 from pipeline.events.files import Place, digest_of, explain, fault, sync_folder
 from pipeline.events.index import Groups, encode, index_name, load
 from pipeline.events.schema import FORMAT_VERSION, store_schema
+from pipeline.events.tombstones import token_of
 
 RETRIES = 200
+CHANGES = 20  # commits tried while others change the table's columns or properties
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,15 @@ def _stats(entry: Mapping[str, Any]) -> str:
     return json.dumps({"numRecords": entry["rows"], "tightBounds": False, **bounds, "nullCount": nulls})
 
 
+def rewriting(client: str) -> str:
+    """The application transaction that lets one process at a time replace a client's files."""
+    return f"eventgrain/compaction/{client}"
+
+
+class StaleError(Exception):
+    """Somebody was forgotten since the files to be committed were prepared: prepare them again."""
+
+
 def commit(
     place: Place,
     run: str,
@@ -194,53 +205,85 @@ def commit(
     groups: Groups,
     schema: pa.Schema,
     removed: list[dict[str, Any]] | None = None,
-    serial: str | None = None,
+    serials: Sequence[str] = (),
     workers: int = 2,
     batch: str | None = None,
+    token: str | None = None,
+    data_change: bool | None = None,
 ) -> bool:
     """Write the index, verify the files and commit once.
 
     Args:
         run: the name of the files; several runs of one ``batch`` exclude each other.
         manifest: holds ``files``, the entries to add; removed: live files that these replace, dropped in the same
-            commit; serial: the name of an application transaction that excludes rivals, counted up by one.
+            commit; serials: names of application transactions that exclude rivals, each counted up by one.
+        token: of the tombstones that the files were prepared under, see :mod:`pipeline.events.tombstones`.
+        data_change: whether what readers see changes; by default where nothing is removed.
     Returns:
         False when the run was committed before, or by someone else meanwhile.
+    Raises:
+        StaleError: there are other tombstones now; nothing was committed.
     """
-    import deltalake
-    from deltalake.exceptions import CommitFailedError, DeltaError
-    from deltalake.transaction import AddAction, CommitProperties, RemoveAction, Transaction
-
     place.write(index_name(run), encode(groups, manifest))
     fault("index-written")
     verify(place, manifest["files"], schema, workers)
     fault("verified")
+    changes = removed is None if data_change is None else data_change
+    for attempt in range(CHANGES):
+        try:
+            return _commit(place, run, manifest, removed or [], serials, batch or run, token, changes)
+        except MetadataChangedError as error:
+            if attempt == CHANGES - 1:
+                raise StoreError(f"cannot commit batch {run} to {place.uri}: {error}. Run again") from None
+    return False
+
+
+class MetadataChangedError(Exception):
+    """The table's columns or properties changed while we committed; a commit upon the new ones may succeed."""
+
+
+def _commit(
+    place: Place,
+    run: str,
+    manifest: dict[str, Any],
+    removed: list[dict[str, Any]],
+    serials: Sequence[str],
+    batch: str,
+    token: str | None,
+    changes: bool,
+) -> bool:
+    import deltalake
+    from deltalake.exceptions import CommitFailedError, DeltaError
+    from deltalake.transaction import AddAction, CommitProperties, RemoveAction, Transaction
+
     now = int(dt.datetime.now(dt.UTC).timestamp() * 1000)
-    changes = removed is None
     actions: list[Any] = [
         AddAction(e["path"], e["size"], {"client": e["client"]}, now, changes, _stats(e)) for e in manifest["files"]
     ]
     actions += [
-        RemoveAction(r["path"], changes, now, size=r["size"], partition_values={"client": r["client"]})
-        for r in removed or []
+        RemoveAction(r["path"], changes, now, size=r["size"], partition_values={"client": r["client"]}) for r in removed
     ]
     about = {"eventgrain.run": run, "eventgrain.index": index_name(run)}
     if "sources" in manifest:
         about["eventgrain.sources"] = json.dumps([s["name"] for s in manifest["sources"]][:1000])
     uri = place.target
     table = deltalake.DeltaTable(uri)
-    batch = batch or run
-    if committed(table, batch) or not {r["path"] for r in removed or []} <= {f["path"] for f in live_files(table)}:
+    if committed(table, batch) or not {r["path"] for r in removed} <= {f["path"] for f in live_files(table)}:
         return False
+    if token is not None and token_of(table) != token:
+        raise StaleError
     transactions = [Transaction(f"eventgrain/{name}", 1) for name in {run, batch}]
-    if serial:
-        transactions.append(Transaction(serial, (table.transaction_version(serial) or 0) + 1))
+    transactions += [Transaction(name, (table.transaction_version(name) or 0) + 1) for name in serials]
     properties = CommitProperties(custom_metadata=about, max_commit_retries=RETRIES, app_transactions=transactions)
     fault("before-commit")
     try:
         table.create_write_transaction(actions, "append", table.schema(), ["client"], commit_properties=properties)
     except CommitFailedError as error:
-        if committed(deltalake.DeltaTable(uri), batch) or serial is not None:
+        if committed(deltalake.DeltaTable(uri), batch):
+            return False
+        if "etadata changed" in str(error):
+            raise MetadataChangedError(first_line(error)) from None
+        if serials:
             return False
         raise StoreError(f"cannot commit batch {run} to {place.uri}: {first_line(error)}. Run again") from None
     except (DeltaError, OSError) as error:

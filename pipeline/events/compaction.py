@@ -21,9 +21,9 @@ import pyarrow as pa
 
 from pipeline.backend import PANDAS
 from pipeline.config import UNITS
-from pipeline.events.commit import commit
+from pipeline.events.commit import commit, rewriting
 from pipeline.events.files import fault
-from pipeline.events.index import Groups, run_of
+from pipeline.events.index import Groups, origin_of
 from pipeline.events.locks import writing
 from pipeline.events.reading import PartPlan, read_rows
 from pipeline.events.schema import FORMAT_VERSION, numpy_of
@@ -71,7 +71,7 @@ def _runs(store: EventStore, client: str) -> list[_Run]:
     number = {path: i for i, path in enumerate(groups.paths)}
     runs: dict[tuple[str, int | None], _Run] = {}
     for path in live:
-        run, last = run_of(path), int(newest[number[path]])
+        run, last = origin_of(path), int(newest[number[path]])
         month = month_of(last) if run.startswith(COMPACTED) else None
         one = runs.setdefault((run, month), _Run(run, [], last, month))
         one.paths.append(path)
@@ -184,7 +184,7 @@ def _merge(store: EventStore, client: str, month: int, paths: list[str], workers
         Groups.concat([w.groups for w in written]),
         store.schema,
         removed=removed,
-        serial=f"eventgrain/compaction/{client}",
+        serials=[rewriting(client)],
         workers=workers,
     )
     return len(paths) if added else 0

@@ -24,6 +24,7 @@ from pipeline.events.files import Place
 from pipeline.events.schema import FORMAT_VERSION
 
 FOLDER = "_eventgrain"
+REWRITTEN = "rewritten_"  # how the names of runs begin that only take rows out of other runs' files
 INDEX = pa.schema(
     [
         ("path", pa.dictionary(pa.int32(), pa.string())),
@@ -72,6 +73,12 @@ class Groups:
 def run_of(path: str) -> str:
     """``client=acme/<run>-00of01-<digest>.parquet`` -> run."""
     return path.rpartition("/")[2].partition("-")[0]
+
+
+def origin_of(path: str) -> str:
+    """The run whose rows a file holds: that of :func:`run_of`, or the one that it was rewritten from."""
+    parts = path.rpartition("/")[2].split("-")
+    return parts[1] if parts[0].startswith(REWRITTEN) else parts[0]
 
 
 def index_name(run: str) -> str:

@@ -20,9 +20,11 @@ import pyarrow as pa
 from pipeline.backend import Backend
 from pipeline.config import Config
 from pipeline.errors import ConfigError, DataError, EventgrainError, SourceError
+from pipeline.events import tombstones
 from pipeline.events.batch import Batch, add_counts
 from pipeline.events.commit import (
     Settings,
+    StaleError,
     add_columns,
     commit,
     create_table,
@@ -37,11 +39,12 @@ from pipeline.events.index import Groups
 from pipeline.events.locks import writing
 from pipeline.events.parts import Findings, Sorter
 from pipeline.events.prepare import Prepared, prepare
-from pipeline.events.quality import Rulebook, RuleResult, refuse
+from pipeline.events.quality import Rulebook, RuleResult
 from pipeline.events.quarantine import encode as encode_quarantine
 from pipeline.events.quarantine import together
 from pipeline.events.ranges import BatchRows, Blocks, Piece, Range, piece_of
 from pipeline.events.schema import FORMAT_VERSION
+from pipeline.events.screen import Screen
 from pipeline.events.setaside import SetAside
 from pipeline.events.sources import (
     Digests,
@@ -210,6 +213,14 @@ class _Ingest:
     aside: SetAside
     blocks: Blocks = field(default_factory=Blocks)
     digests: Digests = field(default_factory=Digests)
+    screen: Screen = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.look()
+
+    def look(self) -> None:
+        """See who must not come in, as of now."""
+        self.screen = Screen(tombstones.read(self.place, open_table(self.place.target)))
 
     def run(self, sources: Sources) -> bool:
         """Batch by batch, the next one's files being read while one is written; False where every file is bad."""
@@ -218,21 +229,53 @@ class _Ingest:
         with ThreadPoolExecutor(self.workers) as pool:
             try:
                 reading = self.read(batches[0], sources.fs, pool)
-                for after in [*batches[1:], None]:
+                for planned, after in zip(batches, [*batches[1:], None], strict=True):
                     batch = self.taken(*reading)
                     writing = self.write(batch, pool) if batch is not None else []
                     if after is not None:
                         reading = self.read(after, sources.fs, pool)
                     if batch is not None:
-                        self.commit(batch, writing)
-                        taken = True
+                        taken |= self.settle(batch, writing, planned, sources.fs, pool)
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
         return taken
 
-    def read(self, planned: list[Unit], fs: Any, pool: ThreadPoolExecutor) -> tuple[int, int, list[Reading]]:
-        """Begin to read a batch's files: their arrival, the bits of their pieces' ranges, and each file's result."""
+    def settle(
+        self,
+        batch: Batch,
+        writing: list[Future[WrittenPart]],
+        planned: list[Unit],
+        fs: Any,
+        pool: ThreadPoolExecutor,
+    ) -> bool:
+        """Commit a batch, read and written anew where somebody was forgotten since; False where nothing is left."""
+        stale: set[str] = set()
+        again: Batch | None = batch
+        while again is not None:
+            written = {future.result()[1].entry["path"] for future in writing}
+            try:
+                self.commit(again, writing)
+            except StaleError:
+                stale |= written
+                self.look()
+                again = self.taken(*self.read(planned, fs, pool))
+                writing = self.write(again, pool) if again is not None else []
+                continue
+            stale -= written
+            break
+        for path in stale:  # these hold the forgotten; nobody else wrote them, and nothing refers to them
+            self.place.delete(path)
+        return again is not None
+
+    def read(self, planned: list[Unit], fs: Any, pool: ThreadPoolExecutor) -> tuple[str, int, int, list[Reading]]:
+        """Begin to read a batch's files.
+
+        Returns:
+            the token of the tombstones that are honoured, the files' arrival, the bits of their pieces' ranges, and
+            each file's result.
+        """
+        screen = self.screen
         arrival = time.time_ns() // 1000
         bits = part_bits(sum(unit.rows for unit in planned))
 
@@ -240,7 +283,16 @@ class _Ingest:
             try:
                 whole = read_whole(fs, unit, self.digests)
                 prepared = prepare(
-                    fs, whole.unit, self.config, self.settings, self.carried, self.book, arrival, self.backend, whole
+                    fs,
+                    whole.unit,
+                    self.config,
+                    self.settings,
+                    self.carried,
+                    self.book,
+                    arrival,
+                    self.backend,
+                    whole,
+                    screen,
                 )
                 piece = piece_of(prepared.table, bits, self.blocks, self.backend) if prepared.table.num_rows else None
             except (SourceError, ConfigError) as error:
@@ -253,9 +305,9 @@ class _Ingest:
             return whole.unit, prepared, piece
 
         chosen = [unit for unit in planned if unit.file.name not in self.aside]
-        return arrival, bits, [(unit, pool.submit(one, unit)) for unit in chosen]
+        return screen.tombstones.token, arrival, bits, [(unit, pool.submit(one, unit)) for unit in chosen]
 
-    def taken(self, arrival: int, bits: int, reading: list[Reading]) -> Batch | None:
+    def taken(self, token: str, arrival: int, bits: int, reading: list[Reading]) -> Batch | None:
         """The batch of the files that could be read; those that could not are set aside, with all their units."""
         before = len(self.aside.files)
         found = []
@@ -274,16 +326,20 @@ class _Ingest:
         units = [unit for unit, _, _ in found]
         name = batch_id(units, self.salt())
         dated = all(prepared.dated for _, prepared, _ in found)
-        batch = Batch(name, name if dated else f"{name}_{arrival:x}", units, bits=bits)
+        batch = Batch(name, name if dated else f"{name}_{arrival:x}", units, bits=bits, token=token)
         for _, prepared, piece in found:
             batch.add(prepared, self.book, self.config.quality.keep_examples)
             if piece is not None:
                 batch.pieces.append(piece)
-        refuse(batch.results, batch.rejected, batch.rows, self.config.quality, batch.run)
+        batch.refuse(self.config.quality)
         return batch
 
     def commit(self, batch: Batch, writing: list[Future[WrittenPart]]) -> None:
-        """Commit a batch once its files are written."""
+        """Commit a batch once its files are written.
+
+        Raises:
+            StaleError: somebody was forgotten since it was read; nothing was committed or counted.
+        """
         written = self.count(batch, [future.result() for future in writing])
         self.blocks.give([p.memory for p in batch.pieces if p.memory is not None])
         batch.pieces.clear()
@@ -293,7 +349,7 @@ class _Ingest:
                 f"rejected {batch.rejected}; nothing was committed. This is a fault of the program: report it"
             )
         batch.results |= judge(self.past, batch.tally, self.config.quality, self.book)
-        refuse(batch.results, batch.rejected, batch.rows, self.config.quality, batch.run)
+        batch.refuse(self.config.quality)
         table = open_table(self.place.target)
         if batch.refused:
             data = encode_quarantine(together(batch.refused), store_id(table))
@@ -301,8 +357,10 @@ class _Ingest:
             fault("quarantine-written")
         groups = Groups.concat([w.groups for w in written])
         manifest = batch.manifest(written)
-        schema = table_schema(table)
-        added = commit(self.place, batch.run, manifest, groups, schema, workers=self.workers, batch=batch.batch)
+        schema, workers = table_schema(table), self.workers
+        added = commit(
+            self.place, batch.run, manifest, groups, schema, workers=workers, batch=batch.batch, token=batch.token
+        )
         self.finish(batch, added)
 
     def salt(self) -> str:

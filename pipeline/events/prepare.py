@@ -32,9 +32,11 @@ from pipeline.events.schema import (
     to_micro_units,
     to_micros,
 )
+from pipeline.events.screen import Screen, apply
 from pipeline.events.signals import DAY, day_counts
 from pipeline.events.sources import Unit, Whole, read_unit
 
+EVERYBODY = Screen()
 CATEGORY_COLUMNS = ("client", "event", "campaign", "provider", "address", "agent")
 # The calendar's years 1 to 9999: what Delta, dates and time zones can say. Beyond them is no time, whatever the rules.
 FIRST_TIME, LAST_TIME = -62_135_596_800_000_000, 253_402_300_799_999_999
@@ -54,6 +56,7 @@ class Prepared:
     rejected_by: dict[str, int] = field(default_factory=dict)
     per_client: dict[str, dict[str, int]] = field(default_factory=dict)
     arrivals: dict[str, int] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)  # of ``rows``: those screened out, by why
 
 
 def prepare(
@@ -66,12 +69,13 @@ def prepare(
     arrival: int,
     backend: Backend,
     whole: Whole | None = None,
+    screen: Screen = EVERYBODY,
 ) -> Prepared:
     """Read, map, validate and key one unit.
 
     Args:
         carried: name -> stored type; arrival: int us, ``ingested_at`` of rows that have none;
-        whole: the unit as it has been read already.
+        whole: the unit as it has been read already; screen: which rows are not even looked at.
     Raises:
         ConfigError, SourceError: the mapping or a type does not fit the file; names it. DataError: a rule of the
         user's own fails.
@@ -84,6 +88,9 @@ def prepare(
     columns = None if settings.made_ids else list(dict.fromkeys(mapped.values()))
     data = whole.data if whole is not None else None
     raw = read_unit(fs, unit, columns, lambda s: [c for c in few if c in s.names and _is_text(s.field(c).type)], data)
+    total = raw.num_rows
+    screened = apply(screen, raw, mapped, source, where, backend)
+    raw, numbers = screened.rows, screened.numbers
     n = raw.num_rows
 
     def column(name: str) -> Any:
@@ -145,22 +152,26 @@ def prepare(
     marks = _either(verdict.marks, listed(looked["address"], looked["agent"], config.quality))
     if marks is not None:
         table = table.append_column("marks", pa.array(marks))
-    prepared = Prepared(table, n, None, bool(dated.all()))
+    prepared = Prepared(table, total, None, bool(dated.all()), dropped=screened.dropped)
     arrived = day_counts(ingested, None, 1) if dated.any() else {arrival // DAY: np.array([n])}
     prepared.arrivals = {iso(day): int(counts[0]) for day, counts in arrived.items()}
     offset = sum(file.group_rows[: unit.first])
     for name, hits in verdict.hits.items():
-        examples = _examples(table, hits[: config.quality.keep_examples], file.name, offset)
+        examples = _examples(table, hits[: config.quality.keep_examples], file.name, numbers + offset)
         prepared.results[name] = book.found(name, ingested[hits] // DAY, examples)
     _count_clients(prepared, out["client"], verdict.rejected_by)
+    for name, count in screened.clients.items():
+        counts = prepared.per_client.setdefault(name, {"in": 0, "rejected": 0})
+        counts["in"] += count
+        counts["rejected"] += count
     if not accepted.all():
         bad = np.flatnonzero(~accepted)
-        every = raw if columns is None else read_unit(fs, unit, None, None, data)
+        every, there = (raw, bad) if columns is None else (read_unit(fs, unit, None, None, data), numbers[bad])
         names = np.array(list(book.rules))[verdict.rejected_by[bad]]
-        taken = every.take(pa.array(bad))
+        taken = every.take(pa.array(there))
         taken = taken.append_column("rule", pa.array(names.tolist(), pa.string()))
         taken = taken.append_column("source_file", pa.array([file.name] * len(bad), pa.string()))
-        prepared.rejected = taken.append_column("source_row", pa.array(bad + offset))
+        prepared.rejected = taken.append_column("source_row", pa.array(numbers[bad] + offset))
         for name, count in zip(*np.unique(names, return_counts=True), strict=True):
             prepared.rejected_by[str(name)] = int(count)
         prepared.table = table = table.filter(pa.array(accepted))
@@ -230,11 +241,11 @@ def _carry(array: Any, kind: pa.DataType, name: str, where: str) -> Any:
     return array.cast(pa.large_string() if kind == pa.string() else kind)
 
 
-def _examples(table: Any, rows: np.ndarray, file: str, offset: int) -> list[dict[str, Any]]:
+def _examples(table: Any, rows: np.ndarray, file: str, numbers: np.ndarray) -> list[dict[str, Any]]:
     names = ("client", "subscriber", "event", "event_id")
     found = []
     for i in rows.tolist():
-        example: dict[str, Any] = {"file": file, "row": i + offset}
+        example: dict[str, Any] = {"file": file, "row": int(numbers[i])}
         example |= {n: table.column(n)[i].as_py() for n in names}
         example["ts"] = readable(table.column("ts")[i].as_py())
         found.append(example)
