@@ -299,6 +299,7 @@ class Config(Section):
     }
     lateness: Duration = 2 * UNITS["d"]
     keep_snapshots: Duration = 7 * UNITS["d"]  # how long `clean` leaves the files of earlier snapshots
+    retention: Duration | None = None  # events older than this before the store's end are removed
     split: Split = Split()
     model: Model = Model()
     decide: Decide = Decide()

@@ -277,6 +277,8 @@ def _ingest(context: Context) -> Outcome:
         report = ingest(context.config, context.backend, progress)
     for bad in report.bad_files:
         say(f"warning   set aside: {bad['error']}; it is tried again at every run")
+    for client, rows in report.expired.items():
+        say(f"          {client}: {rows:,} rows past retention removed, whole files of them")
     context.refresh()
     store = context.store
     # Of the whole store, like the events: of earlier days, and of batches whose run was interrupted after its commit.
@@ -289,7 +291,7 @@ def _ingest(context: Context) -> Outcome:
         "clients": store.clients(),
         "bad_files": report.bad_files,
     }
-    idle = not report.rows_in and not report.compacted and report.bad_files == before
+    idle = not (report.rows_in or report.compacted or report.expired) and report.bad_files == before
     return Outcome(report.line(), report.rows_in, result, idle, report.compile_seconds)
 
 

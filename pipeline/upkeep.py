@@ -58,7 +58,7 @@ def compact(config: Config) -> None:
 
 
 def clean(config: Config, dry_run: bool | None = None, older_than: str | None = None) -> None:
-    """Remove orphans, and files that only snapshots older than ``keep_snapshots`` need.
+    """Remove events past retention, orphans, and files that only snapshots older than ``keep_snapshots`` need.
 
     Args:
         dry_run: name what would be removed; older_than: a duration, orphans younger than it are left.
@@ -78,8 +78,10 @@ def clean(config: Config, dry_run: bool | None = None, older_than: str | None = 
     since = time.time_ns() // 1000 - config.keep_snapshots
     with _run(config) as directory, deleting(place):
         cited = cited_by(config)
+        if config.retention is not None:
+            _expire(place, config.retention, bool(dry_run))
         found = find(place, since, sorted(cited), age)
-        rejected = find_quarantine(place, directory.path)
+        rejected = find_quarantine(place, directory.path, config.retention)
         for version in found.lost:
             runs = ", ".join(sorted(cited[version]))
             say(f"warning   snapshot {version}, cited by models of {runs}, is no longer in the log: not protected")
@@ -100,6 +102,22 @@ def clean(config: Config, dry_run: bool | None = None, older_than: str | None = 
         say(f"          kept: {len(cited):,} snapshots that model versions cite, whatever their age")
     verb = "would remove" if dry_run else "removed"
     say(f"clean     {verb} {len(found.removed):,} files, {found.bytes:,} bytes")
+
+
+def _expire(place: Place, retention: int, dry_run: bool) -> None:
+    """Remove the events past retention, and say how many."""
+    from pipeline.events.retention import cutoff, due, expire
+    from pipeline.events.store import EventStore
+
+    store = EventStore(place.uri, PANDAS)
+    if dry_run:
+        cut = cutoff(store, retention)
+        paths = due(store, cut) if cut is not None else {}
+        say(f"          retention: {len(paths):,} files hold rows past it, {sum(paths.values()):,} rows in all")
+        return
+    removed = expire(place, retention)
+    rows = ", ".join(f"{client} {n:,}" for client, n in sorted(removed.items()))
+    say(f"          retention: {sum(removed.values()):,} rows past it removed ({rows or 'none'})")
 
 
 @contextlib.contextmanager

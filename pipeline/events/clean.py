@@ -26,6 +26,7 @@ from pipeline.events.snapshots import LOG, needed
 
 KINDS = ("old snapshots", "orphans", "temporary files", "quarantine of batches never committed")
 OLD, ORPHAN, TEMPORARY, QUARANTINE = KINDS
+EXPIRED = "quarantine past retention"
 
 
 @dataclass
@@ -93,16 +94,17 @@ def _kind(name: str, table: Any, keep: frozenset[str], once: set[str]) -> str | 
     return OLD if name in once and committed(table, run_of(name)) else ORPHAN
 
 
-def find_quarantine(place: Place, run_dir: Path) -> list[tuple[str, Path, int]]:
-    """Quarantine files of batches for this store that were never committed."""
-    table = open_table(place.target)
-    if table is None:
-        return []
-    return [
-        (QUARANTINE, path, path.stat().st_size)
-        for path in quarantine.files(run_dir)
-        if quarantine.store_of(path) == store_id(table) and not committed(table, path.stem)
-    ]
+def find_quarantine(place: Place, run_dir: Path, retention: int | None) -> list[tuple[str, Path, int]]:
+    """Quarantine files of batches for this store that were never committed, and those older than ``retention`` (us)."""
+    table, found = open_table(place.target), []
+    oldest = time.time_ns() // 1000 - retention if retention is not None else None
+    for path in quarantine.files(run_dir):
+        stat = path.stat()
+        if oldest is not None and stat.st_mtime_ns // 1000 < oldest:
+            found.append((EXPIRED, path, stat.st_size))
+        elif table is not None and quarantine.store_of(path) == store_id(table) and not committed(table, path.stem):
+            found.append((QUARANTINE, path, stat.st_size))
+    return found
 
 
 def remove(place: Place, names: Iterable[str], workers: int = 8) -> None:

@@ -43,6 +43,7 @@ from pipeline.events.quality import Rulebook, RuleResult
 from pipeline.events.quarantine import encode as encode_quarantine
 from pipeline.events.quarantine import together
 from pipeline.events.ranges import BatchRows, Blocks, Piece, Range, piece_of
+from pipeline.events.retention import cutoff, expire
 from pipeline.events.schema import FORMAT_VERSION
 from pipeline.events.screen import Screen
 from pipeline.events.setaside import SetAside
@@ -57,6 +58,7 @@ from pipeline.events.sources import (
     make_batches,
     read_whole,
 )
+from pipeline.events.store import EventStore
 from pipeline.events.volume import Past, add_tally, judge
 from pipeline.events.writing import Written, group_bits, part_bits, write_file
 from pipeline.extensions import digest
@@ -84,6 +86,7 @@ class IngestReport:
     rejected_by: dict[str, int] = field(default_factory=dict)
     per_client: dict[str, dict[str, int]] = field(default_factory=dict)
     compacted: dict[str, int] = field(default_factory=dict)  # client -> files replaced
+    expired: dict[str, int] = field(default_factory=dict)  # client -> stored rows removed, past retention by now
     compile_seconds: float = 0.0  # of ``seconds``; next to nothing once numba has cached its code
     bad_files: list[dict[str, Any]] = field(default_factory=list)  # set aside: file, size, sha256, error, changed, time
     version: int = -1
@@ -184,6 +187,8 @@ def ingest(
             from pipeline.events.compaction import compact_closed
 
             report.compacted = compact_closed(uri, config.lateness, workers)
+        if config.retention is not None and table is not None:
+            report.expired = expire(place, config.retention, whole=True, workers=workers)
     report.bad_files = [bad.public() for bad in aside.files.values()]
     for result in results.values():
         of = report.rows_in if result.unit == "rows" else result.of
@@ -220,7 +225,9 @@ class _Ingest:
 
     def look(self) -> None:
         """See who must not come in, as of now."""
-        self.screen = Screen(tombstones.read(self.place, open_table(self.place.target)))
+        gone = tombstones.read(self.place, open_table(self.place.target))
+        span = self.config.retention
+        self.screen = Screen(gone, cutoff(EventStore(self.place.uri), span) if span is not None else None)
 
     def run(self, sources: Sources) -> bool:
         """Batch by batch, the next one's files being read while one is written; False where every file is bad."""

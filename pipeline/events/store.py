@@ -209,14 +209,17 @@ class EventStore:
         groups = self.groups(client)
         return int(groups["ts_min"].min()), int(groups["ts_max"].max())
 
+    def end(self, client: str) -> int:
+        """The latest time of an event, microseconds UTC; ahead of its row's arrival it counts as that one."""
+        return max(int(e["happened"]) for e in self._entries(client))
+
     def last_full_day(self, client: str, timezone: str = "UTC") -> int:
         """The end of the last full day: the midnight at or before the last event, microseconds UTC.
 
         A time ahead of its row's arrival, which clocks that are fast write, counts as that of the arrival: a day is not
         over before something has arrived after it.
         """
-        happened = max(e["happened"] for e in self._entries(client))
-        last = dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=happened)
+        last = dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=self.end(client))
         midnight = last.astimezone(zoneinfo.ZoneInfo(timezone)).replace(hour=0, minute=0, second=0, microsecond=0)
         return microseconds(midnight.astimezone(dt.UTC)) or 0
 
