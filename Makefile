@@ -46,8 +46,8 @@ format: $(installed)  ## put the code into the project's format
 	$(python) -m ruff check --fix-only --quiet .
 	$(python) -m ruff format .
 
-bench: $(installed)  ## the features workload beside Polars and DuckDB (ARGS=... replaces the workload and its options)
-	$(python) -m bench.run $(or $(ARGS),features --events 20e6 --peers polars,duckdb)
+bench: .venv/.installed-bench  ## every workload beside Polars, DuckDB and Spark (ARGS=... replaces workloads and options)
+	$(python) -m bench.run $(or $(ARGS),all --events 20e6 --peers polars,duckdb,spark)
 
 gpu-test:  ## the tests that compare both backends; needs an NVIDIA GPU
 	$(MAKE) GPU=1 test parallel=-n0 ARGS="-m gpu -rs $(ARGS)"
@@ -70,8 +70,13 @@ $(installed): pyproject.toml uv.lock | $(own_uv)
 	@$(sync) --python "$$(sh .ci/find-python)"
 	@touch $@
 
+# Added to what is there, not in its place: one may have both.
 .venv/.installed-retail: $(installed)
-	@$(sync) --group retail
+	@$(sync) --inexact --group retail
+	@touch $@
+
+.venv/.installed-bench: $(installed)
+	@$(sync) --inexact --group bench
 	@touch $@
 
 .uv/bin/uv:

@@ -1,59 +1,239 @@
-"""Our side of each workload."""
+"""Our side of each workload: the product's own functions, as its stages call them."""
 
 from __future__ import annotations
 
+import shutil
+import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from bench.features import Chunk, Idiom, Task
+from bench.log import KINDS, NOW, START, Log
+from bench.workloads import Chunk, Idiom, Task, event_chunk, numbers_of
+
+CLIENT = "bench"
+COLUMNS = {
+    "subscriber": "user_id",
+    "ts": "event_time",
+    "event": "event_name",
+    "campaign": "campaign_id",
+    "event_id": "message_id",
+}
 
 
-def _prepare(task: Task) -> float:
-    """Import and compile what a run needs, on a log of one event; imports are off the clock for every engine."""
+def configuration(log: Log, store: Path) -> Any:
+    """The configuration that ingests a log: every option but the names at its default."""
+    from pipeline.config import Config, Source
+
+    return Config(
+        name="run",
+        runs=str(store.parent / f"{store.name}-runs"),
+        store=str(store),
+        source=Source.model_validate({"path": str(log.live), "columns": COLUMNS, "client": CLIENT}),
+    )
+
+
+def build_store(log: Log, store: Path) -> None:
+    """Ingest the log's days into a store, unless it is there whole."""
+    from pipeline.backend import choose
+    from pipeline.events.ingest import ingest
+
+    stamp = store.parent / f"{store.name}.made"
+    if stamp.exists() and store.exists():
+        return
+    stamp.unlink(missing_ok=True)
+    shutil.rmtree(store, ignore_errors=True)
+    log.arrive(False)
+    ingest(configuration(log, store), choose("cpu"))
+    stamp.touch()
+
+
+def _prepare(task: Task) -> tuple[Any, float]:
+    """Import and compile what a run needs; imports are off the clock for every engine."""
     import dask
+    import dask.dataframe
     import deltalake  # noqa: F401
 
+    import pipeline.events.ingest
+    import pipeline.features.rollup  # noqa: F401
     from pipeline.backend import PANDAS
+    from pipeline.events import compiled as events
     from pipeline.events.store import EventStore  # noqa: F401
-    from pipeline.features import compiled
+    from pipeline.features import compiled as features
+
+    began = time.perf_counter()
+    events.warm_up()
+    features.warm_up()
+    seconds = time.perf_counter() - began
+    columns = {"subscriber_key": [0], "ts": pa.array([0], pa.timestamp("us")), "event": ["send"]}
+    event = PANDAS.from_arrow(pa.table(columns)).set_index("subscriber_key")
+    dask.compute(dask.delayed(len)(""), scheduler="threads")  # it imports its schedulers when first used
     from pipeline.features.samples import SampleRequest
     from pipeline.features.spec import FeatureSpec
     from pipeline.features.table import feature_table
 
-    seconds = compiled.warm_up()
-    columns = {"subscriber_key": [0], "ts": pa.array([0], pa.timestamp("us")), "event": ["send"]}
-    event = PANDAS.from_arrow(pa.table(columns)).set_index("subscriber_key")
-    dask.compute(dask.delayed(len)(""), scheduler="threads")  # it imports its schedulers when first used
     feature_table(event, FeatureSpec.counts(["send"], [1]), SampleRequest("train", 1, (), "send"), PANDAS)
-    return seconds
+    return None, seconds
 
 
-def _run(task: Task) -> Any:
+# -- features --------------------------------------------------------------------------------------------------------
+
+
+def _spec(task: Task) -> Any:
+    from pipeline.features.spec import FeatureSpec
+
+    return FeatureSpec.counts(task.kinds, task.windows, task.exposure)
+
+
+def _compute(task: Task, tasks: list[Any]) -> Any:
+    import dask
+
+    with ThreadPoolExecutor(task.threads) as pool:
+        return dask.compute(*tasks, scheduler="threads", pool=pool)
+
+
+def _features(task: Task, uri: Path) -> Any:
+    """X and its keys, one table for each key range; of a sample where the task asks for one."""
     import dask
 
     from pipeline.events.store import EventStore
     from pipeline.features.samples import SampleRequest
-    from pipeline.features.spec import FeatureSpec
     from pipeline.features.table import feature_tables
 
-    store = EventStore(str(task.store))
-    (client,) = store.clients()
-    spec = FeatureSpec.counts(task.kinds, task.windows, task.exposure)
     request = SampleRequest("train", as_of=2**61, heads=(), exposure=task.exposure, keys=())
-    tables = feature_tables(store, client, spec, request, task.partitions)
-    with ThreadPoolExecutor(task.threads) as pool:
-        return dask.compute(*tables, scheduler="threads", pool=pool)
+    tables = feature_tables(EventStore(str(uri)), CLIENT, _spec(task), request, task.partitions)
+    chosen = dask.delayed(_chosen, pure=False)
+    return _compute(task, [chosen(t, task.sample) for t in tables])
 
 
-def _chunks(task: Task, tables: Any) -> Iterable[Chunk]:
-    for table in tables:
-        key = table.keys["subscriber_key"].to_numpy()
-        at = table.keys["at"].to_numpy().astype("datetime64[us]").astype(np.int64)
-        yield key, at, [table.X[:, j] for j in range(table.X.shape[1])]
+def _chosen(table: Any, sample: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Key, time and X of the sampled rows, of all without a copy."""
+    key = table.keys["subscriber_key"].to_numpy()
+    at = table.keys["at"].to_numpy().astype("datetime64[us]").view(np.int64)
+    if sample == 1:
+        return key, at, table.X
+    rows = np.flatnonzero(at // 1000 % sample == 0)
+    return key[rows], at[rows], table.X[rows]
 
 
-FEATURES = {"store": Idiom(_run, _chunks, keyed=True, prepare=_prepare)}
+def _feature_chunks(task: Task, session: Any, tables: Any) -> Iterable[Chunk]:
+    for key, at, X in tables:
+        yield [key, at], [X[:, j] for j in range(X.shape[1])]
+
+
+def _from_store(task: Task, session: Any) -> Any:
+    return _features(task, task.store)
+
+
+def _ingest(task: Task, store: Path) -> Any:
+    from pipeline.backend import PANDAS
+    from pipeline.events.ingest import ingest
+
+    return ingest(configuration(task.log, store), PANDAS, workers=task.threads)
+
+
+def _prepare_days(task: Task) -> tuple[Any, float]:
+    task.log.arrive(False)
+    return _prepare(task)
+
+
+def _raw_to_features(task: Task, session: Any) -> Any:
+    store = task.scratch / "store"
+    _ingest(task, store)
+    return _features(task, store)
+
+
+# -- ingest ----------------------------------------------------------------------------------------------------------
+
+
+def _ingest_alone(task: Task, session: Any) -> Any:
+    return _ingest(task, task.scratch / "store")
+
+
+def _event_chunks(task: Task, session: Any, report: Any) -> Iterable[Chunk]:
+    """All that the store holds afterwards."""
+    from deltalake import DeltaTable
+    from pyarrow import dataset
+
+    store = task.scratch / "store"
+    files = [uri.removeprefix("file://") for uri in DeltaTable(str(store)).file_uris()]
+    for batch in dataset.dataset(files).to_batches(columns=["subscriber_key", "ts", "event", "event_id"]):
+        yield event_chunk(batch["subscriber_key"].to_numpy(), batch["ts"], batch["event"], batch["event_id"])
+
+
+# -- roll-up ---------------------------------------------------------------------------------------------------------
+
+
+def _rollup(task: Task, session: Any) -> Any:
+    import dask
+
+    from pipeline.events.store import EventStore
+    from pipeline.features.rollup import rollup
+
+    with ThreadPoolExecutor(task.threads) as pool, dask.config.set(scheduler="threads", pool=pool):
+        store = EventStore(str(task.store))
+        return rollup(store, CLIENT, configuration(task.log, task.store), "hour", task.partitions)
+
+
+def _rollup_chunks(task: Task, session: Any, table: Any) -> Iterable[Chunk]:
+    rows = table[table["level"] == "bucket"]
+    campaign = numbers_of(pa.array(rows["campaign"].astype(str).to_numpy(dtype=object), pa.string()))
+    hour = (rows["bucket"].to_numpy().astype("datetime64[us]").astype(np.int64) - START) // 3_600_000_000
+    for i, kind in enumerate(KINDS):
+        if f"n_{kind}" in rows:
+            count, unique = rows[f"n_{kind}"].to_numpy(), rows[f"unique_{kind}"].to_numpy()
+            some = count > 0
+            yield [campaign[some], np.full(int(some.sum()), i), hour[some]], [count[some], unique[some]]
+
+
+# -- a new day -------------------------------------------------------------------------------------------------------
+
+
+def _prepare_new_day(task: Task) -> tuple[Any, float]:
+    """A copy of the store, so that the next run finds it as it was; and the new day's file beside the others."""
+    import os
+
+    shutil.copytree(task.store, task.scratch / "store", copy_function=os.link)
+    prepared = _prepare_days(task)
+    task.log.arrive(True)
+    return prepared
+
+
+def _new_day(task: Task, session: Any) -> Any:
+    import dask
+
+    from pipeline.events.store import EventStore
+    from pipeline.features.samples import SampleRequest
+    from pipeline.features.table import feature_table
+
+    _ingest(task, task.scratch / "store")
+    store = EventStore(str(task.scratch / "store"))
+    span = max(task.windows)
+    request = SampleRequest(
+        "score", as_of=NOW, heads=(), exposure=None, active_within=span, at=NOW, keys=(), keep_suppressed=True
+    )
+    columns = [c for c in request.columns() if c in store.columns]
+    plan = store.plan(CLIENT, since=NOW - span, until=NOW, columns=columns, partitions=task.partitions)
+
+    def one(i: int) -> Any:
+        return _chosen(feature_table(store.read_range(plan, i), _spec(task), request), 1)
+
+    return _compute(task, [dask.delayed(one, pure=False)(i) for i in range(len(plan))])
+
+
+IDIOMS = {
+    "ingest": {
+        "integer ids": Idiom(_ingest_alone, _event_chunks, _prepare_days, keyed=True, seconds=0.5),
+        "string ids, UUIDs": Idiom(_ingest_alone, _event_chunks, _prepare_days, keyed=True, ids="text", seconds=1.5),
+    },
+    "features": {"store": Idiom(_from_store, _feature_chunks, _prepare, keyed=True, on_store=True, seconds=0.15)},
+    "raw-to-features": {
+        "store on the way": Idiom(_raw_to_features, _feature_chunks, _prepare_days, keyed=True, seconds=0.7)
+    },
+    "rollup": {"store": Idiom(_rollup, _rollup_chunks, _prepare, keyed=False, on_store=True, seconds=0.3)},
+    "new-day": {"store": Idiom(_new_day, _feature_chunks, _prepare_new_day, keyed=True, seconds=0.1)},
+}

@@ -1,8 +1,14 @@
 """python -m bench.run WORKLOAD: the same work here and in other engines, side by side, compared value by value.
 
-Every measurement is a process of its own; rounds go over all engines in turn, so that a slow minute of the machine hits
-all; source files are read once before each, so the page cache is alike. Imports and compilation are off the clock. The
-bench fails (exit 1) when two engines disagree.
+    python -m bench.run all --events 20e6 --peers polars,duckdb,spark      # every workload: the table, JSON and a plot
+    python -m bench.run rollup --events 2e6 --peers duckdb
+    python -m bench.run scale --events 1e6,1e7,1e8,1e9 --limit 1200 --clean
+    python -m bench.run train --help
+
+Every measurement is a process of its own. Rounds go over all engines in turn, each round beginning with another one, so
+that a slow minute of the machine hits all. Before each, off the clock and for all alike: imports, compilation and
+Spark's start; the source files and the store are read once, so that the page cache is alike; memory is touched and
+handed over warm (bench/memory.py). The bench fails (exit 1) when two engines disagree.
 """
 
 from __future__ import annotations
@@ -10,282 +16,289 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
-import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-WORKLOADS = ("features", "train")  # train has options of its own: bench.run train --help
-PEERS = ("polars", "duckdb")  # a file in bench/peers each
+import psutil
+
+from bench import log as logs
+from bench import measure, ours, workloads
+from bench import report as reports
+from bench.measure import Job
+from bench.memory import Keeper
+
 HERE = Path(__file__).parent
+PEERS = ("polars", "duckdb", "spark")
+LONG = 20.0  # seconds: a natural idiom that takes longer is measured once, since the best one's median counts
+BYTES_PER_EVENT = 120  # on disk: logs of both kinds, a store, and those that a measurement writes
 
 
-def machine() -> dict[str, Any]:
-    """What this was measured on."""
-    model = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    versions = {}
-    for name in ("numpy", "pandas", "pyarrow", "numba", "dask", "deltalake", "polars", "duckdb"):
-        from importlib import metadata
+def say(text: str) -> None:
+    print(text, flush=True)
 
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
+
+def jobs(args: argparse.Namespace, chosen: list[str]) -> list[Job]:
+    """All measurements in their order: for each workload so many rounds, each beginning with another engine."""
+    found = []
+    for workload in chosen:
+        peers = args.peers
+        if workload == "raw-to-features" and "features" in chosen:
+            peers = []  # their runs from raw files are those of `features`
+        contestants = [("ours", i) for i in workloads.idioms("ours", workload)]
+        contestants += [(peer, i) for peer in peers for i in workloads.idioms(peer, workload)]
+        if args.idioms:
+            contestants = [(e, i) for e, i in contestants if e == "ours" or i in args.idioms]
+        for turn in range(args.repeat):
+            shift = turn * len(contestants) // args.repeat
+            for engine, idiom in contestants[shift:] + contestants[:shift]:
+                how = workloads.idioms(engine, workload)[idiom]
+                if turn and idiom == "natural" and how.seconds * args.events / 1e6 > LONG:
+                    continue
+                check = turn == 0 or not how.again
+                found.append(
+                    Job(
+                        workload,
+                        engine,
+                        idiom,
+                        args.events,
+                        str(args.data),
+                        args.partitions or partitions_of(args.events),
+                        args.threads,
+                        args.memory,
+                        args.sample,
+                        check,
+                    )
+                )
+    return found
+
+
+def partitions_of(events: int) -> int:
+    """Key ranges that ours, and peers on our store, read: about 1.25 million events each, no fewer than threads."""
+    return max(round(events / 1_250_000), 2)
+
+
+def prepare(planned: list[Job]) -> dict[str, dict[str, list[int]]]:
+    """Make the logs and stores that the jobs read; the digests that ingest must come to, by kind of ids."""
+    wanted: dict[str, dict[str, list[int]]] = {}
+    for job in {(j.ids, j.events): j for j in planned}.values():
+        made = logs.make(Path(job.data), job.events, job.ids, say=say)
+        say(f"{job.ids} ids: {made.bytes / job.events:.1f} bytes an event in {len(logs.files(made.days))} files")
+        if any(j.workload == "ingest" and j.ids == job.ids for j in planned):
+            wanted[job.ids] = workloads.digest(["kind", "message"], workloads.log_chunks(made))
+        reads = {j.workload for j in planned if j.ids == job.ids and j.events == job.events}
+        if not reads <= {"ingest", "raw-to-features"}:
+            ours.build_store(made, measure.store_of(job))
+    return wanted
+
+
+def keeper_for(args: argparse.Namespace, events: int) -> Keeper:
+    """Enough memory for the hungriest engine, at most 12 GB and 60% of what is free."""
+    wanted = max(events * 500, 1 << 30) if args.keep_warm is None else int(args.keep_warm * 1e9)
+    return Keeper(int(min(wanted, 12e9, 0.6 * psutil.virtual_memory().available)))
+
+
+def side_by_side(args: argparse.Namespace, chosen: list[str]) -> dict[str, Any]:
+    """Run workloads and return the bench's JSON, which is written after every measurement."""
+    planned = jobs(args, chosen)
+    need = args.events * BYTES_PER_EVENT
+    if measure.free_space(args.data) < need:
+        raise SystemExit(f"{args.data} has too little space free: about {need / 1e9:.0f} GB are needed; see --data")
+    wanted = prepare(planned)
+    plan = measure.Plan(planned, say)
+    say(f"{len(planned)} measurements, about {measure.clock(plan.left())}")
+    measured: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    keeper = keeper_for(args, args.events)
+    report: dict[str, Any] = {}
+    try:
+        for job in planned:
+            plan.begin(job)
+            began = time.monotonic()
+            found = measure.measure(job, keeper, args.limit, args.memory_limit)
+            plan.end(job, time.monotonic() - began, found)
+            measured.setdefault((job.workload, job.engine, job.idiom), []).append(found)
+            report = assemble(args, planned, measured, wanted)
+            write(report, args.json)
+    finally:
+        keeper.close()
+    return report
+
+
+def assemble(
+    args: argparse.Namespace,
+    planned: list[Job],
+    measured: dict[tuple[str, str, str], list[dict[str, Any]]],
+    wanted: dict[str, dict[str, list[int]]],
+) -> dict[str, Any]:
+    """The report of what has been measured so far."""
+    rows = []
+    for (workload, engine, idiom), runs in measured.items():
+        job = next(j for j in planned if (j.workload, j.engine, j.idiom) == (workload, engine, idiom))
+        reference = wanted[job.ids] if workload == "ingest" else _reference(measured, workload)
+        rows.append(reports.result(job, runs, reference))
+    if any(r["workload"] == "raw-to-features" for r in rows) and any(r["workload"] == "features" for r in rows):
+        same = [r for r in rows if r["workload"] == "features" and r["engine"] != "ours" and not r["on_store"]]
+        rows += [{**r, "workload": "raw-to-features", "measured_as": "features"} for r in same]
+    rows.sort(key=lambda r: workloads.WORKLOADS.index(r["workload"]))  # stable: ours first, then the peers
+    setting = {"threads": args.threads, "partitions": args.partitions or partitions_of(args.events)}
     return {
-        "cpu": model,
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_bytes": memory,
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "versions": versions,
+        "machine": {**reports.machine(), **setting},
+        "method": {
+            "repeat": args.repeat,
+            "once": f"a peer's natural idiom expected to take more than {LONG:.0f} s is measured once",
+            "peak_rss_bytes": "largest sum of resident memory over the process tree, seen every 20 ms; "
+            "of the measured process itself the kernel's high-water mark where larger",
+            "limit_seconds": args.limit,
+            "memory_limit_bytes": args.memory_limit,
+        },
+        "results": rows,
+        "ratios": reports.ratios(rows),
+        "bars": reports.compare(rows),
     }
 
 
-def tree_peak_bytes() -> int:
-    """Peak resident memory of this process and all below it: the sum of each one's own peak.
-
-    Not getrusage's: a child's starts at its parent's.
-    """
-    children: dict[int, list[int]] = {}
-    peaks: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            status = dict(
-                line.split(":", 1)
-                for line in (entry / "status").read_text(encoding="utf-8").splitlines()
-                if ":" in line
-            )
-        except OSError:
-            continue  # gone meanwhile
-        pid = int(entry.name)
-        children.setdefault(int(status["PPid"]), []).append(pid)
-        peaks[pid] = int(status.get("VmHWM", "0 kB").split()[0]) * 1024
-    total, todo = 0, [os.getpid()]
-    while todo:
-        pid = todo.pop()
-        total += peaks.get(pid, 0)
-        todo += children.get(pid, [])
-    return total
+def _reference(measured: dict[tuple[str, str, str], list[dict[str, Any]]], workload: str) -> dict[str, Any] | None:
+    """The digest that all others must have: the first one found; both ways to features have the same."""
+    same = ("features", "raw-to-features") if workload.endswith("features") else (workload,)
+    found = (r.get("digest") for key, runs in measured.items() if key[0] in same for r in runs)
+    return next((digest for digest in found if digest is not None), None)
 
 
-def _measure(args: argparse.Namespace) -> None:
-    """The child: one engine, one idiom, once; what it measured goes to a file."""
-    from bench import features
-
-    task = features.Task(args.source, args.store, args.partitions, args.threads)
-    idiom = features.idioms(args.engine)[args.idiom]
-    compile_seconds = idiom.prepare(task)
-    began, used = time.perf_counter(), time.process_time()
-    result = idiom.run(task)
-    seconds, cpu = time.perf_counter() - began, time.process_time() - used
-    peak = tree_peak_bytes()
-    found = features.digest(task, idiom.chunks(task, result), idiom.keyed, args.subscribers)
-    out = {
-        "seconds": seconds,
-        "cpu_seconds": cpu,
-        "compile_seconds": compile_seconds,
-        "peak_rss_bytes": peak,
-        "digest": found,
-    }
-    args.out.write_text(json.dumps(out), encoding="utf-8")
+def write(report: dict[str, Any], path: Path | None) -> None:
+    """Replace the file in one step, so that a killed bench leaves what it had."""
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    new.replace(path)
 
 
-def _warm(folder: Path) -> None:
-    """Read every file once, so that each engine finds the same page cache."""
-    for file in folder.rglob("*.parquet"):
-        with file.open("rb") as stream:
-            while stream.read(1 << 22):
-                pass
+def add_training(report: dict[str, Any]) -> None:
+    """The workload `train`, at its own default size."""
+    from bench import train
+
+    options = train.parser().parse_args([])
+    say("train: ours and Keras fit ...")
+    found = train.run(options, say)
+    report["results"] += [{**r, "on_store": False, "outcome": "finished"} for r in found["results"]]
+    report["ratios"] |= found["ratios"]
 
 
-def _child(engine: str, idiom: str, plan: dict[str, Any]) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "measured.json"
-        options = [f"--{k}={v}" for k, v in {**plan, "engine": engine, "idiom": idiom, "out": out}.items()]
-        environment = {**os.environ, "POLARS_MAX_THREADS": str(plan["threads"]), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([sys.executable, "-m", "bench.run", "--child", *options], env=environment, check=False)
-        if done.returncode:
-            raise SystemExit(f"{engine} ({idiom}) failed with status {done.returncode}")
-        measured: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
-        return measured
+def draw(report: dict[str, Any], path: Path) -> None:
+    """The plot beside the JSON, where matplotlib is installed."""
+    try:
+        from bench import plot
+    except ModuleNotFoundError as error:
+        say(f"no plot: {error.name} is not installed (make bench installs it)")
+        return
+    plot.side_by_side(report, path)
+    say(f"plot: {path}")
 
 
-def build_store(source: Path, store: Path) -> float:
-    """Ingest the log into a store, compacted, unless it is there; seconds, 0 where it was."""
-    if (store / "_delta_log").exists():
-        return 0.0
-    from pipeline.backend import choose
-    from pipeline.config import Config, Quality, Source
-    from pipeline.events import ingest
-
-    columns = {
-        "subscriber": "user_id",
-        "ts": "event_time",
-        "event": "event_name",
-        "campaign": "campaign_id",
-        "event_id": "message_id",
-    }
-    runs = store.parent / f"{store.name}-run"
-    shutil.rmtree(runs, ignore_errors=True)
-    config = Config(
-        name="bench",
-        runs=str(runs),
-        store=str(store),
-        source=Source.model_validate({"path": str(source), "columns": columns, "client": "bench"}),
-        # Chance puts some of the log's opens and clicks right after a send; the peers count every event.
-        quality=Quality(actions={"scanner_click": "off", "machine_open": "off"}),
-    )
-    began = time.perf_counter()
-    ingest.ingest(config, choose("cpu"))
-    return time.perf_counter() - began
-
-
-def features(args: argparse.Namespace) -> dict[str, Any]:
-    """Run the workload `features` and return the bench's JSON."""
-    from bench import features as workload
-    from bench import log
-
-    events = args.events
-    source = log.make(args.data, events)
-    store = args.data / f"store-{events}"
-    ingest_seconds = build_store(source, store)
-    if ingest_seconds:
-        print(f"ingested {events:,} events in {ingest_seconds:.1f} s", flush=True)
-    contestants = [("ours", i) for i in workload.idioms("ours")]
-    contestants += [(peer, i) for peer in args.peers for i in workload.idioms(peer)]
-    if args.idioms:
-        contestants = [(e, i) for e, i in contestants if e == "ours" or i in args.idioms]
-    plan = {
-        "source": source,
-        "store": store,
-        "partitions": args.partitions,
-        "threads": args.threads,
-        "subscribers": max(events // log.EVENTS_EACH, 1),
-    }
-    measured: dict[tuple[str, str], list[dict[str, Any]]] = {c: [] for c in contestants}
-    for turn in range(args.repeat):
-        for engine, idiom in contestants:
-            _warm(source)
-            _warm(store)
-            measured[engine, idiom].append(_child(engine, idiom, plan))
-            seconds = measured[engine, idiom][-1]["seconds"]
-            print(f"round {turn + 1} of {args.repeat}: {engine}, {idiom}: {seconds:.2f} s", flush=True)
-    reference = measured[contestants[0]][0]["digest"]
-    results = [
-        {
-            "workload": "features",
-            "engine": engine,
-            "idiom": idiom,
-            "events": events,
-            "rows": runs[0]["digest"]["rows"][0],
-            "seconds": [r["seconds"] for r in runs],
-            "median_seconds": statistics.median(r["seconds"] for r in runs),
-            "cpu_seconds": [r["cpu_seconds"] for r in runs],
-            "compile_seconds": [r["compile_seconds"] for r in runs],
-            "peak_rss_bytes": max(r["peak_rss_bytes"] for r in runs),
-            "equal": all(r["digest"] == reference for r in runs),
-        }
-        for (engine, idiom), runs in measured.items()
-    ]
-    return {
-        "machine": {**machine(), "threads": args.threads, "partitions": args.partitions},
-        "results": results,
-        "ratios": {"features": ratios(results, on_store=False), "features, peers on our store": ratios(results, True)},
-    }
-
-
-def ratios(results: list[dict[str, Any]], on_store: bool) -> dict[str, float]:
-    """The best idiom of each peer over ours, in medians."""
-    ours = min(r["median_seconds"] for r in results if r["engine"] == "ours")
-    best: dict[str, float] = {}
-    for r in results:
-        if r["engine"] != "ours" and r["idiom"].endswith("our store") == on_store:
-            best[r["engine"]] = min(best.get(r["engine"], float("inf")), r["median_seconds"])
-    return {engine: round(seconds / ours, 2) for engine, seconds in best.items()}
-
-
-def table(report: dict[str, Any]) -> str:
-    """The results for a reader."""
-    lines = [f"{'engine':8} {'idiom':16} {'median s':>9} {'all':>24} {'peak GB':>8}  equal"]
-    for r in report["results"]:
-        every = " ".join(f"{s:.2f}" for s in r["seconds"])
-        lines.append(
-            f"{r['engine']:8} {r['idiom']:16} {r['median_seconds']:9.2f} {every:>24} {r['peak_rss_bytes'] / 1e9:8.2f}"
-            f"  {'yes' if r['equal'] else 'NO'}"
-        )
-    for name, found in report["ratios"].items():
-        shown = ", ".join(f"{engine} {ratio:.1f}" for engine, ratio in found.items())
-        lines.append(f"{name}: best peer idiom over ours: {shown or 'no peers'}")
-    return "\n".join(lines)
+def clean(args: argparse.Namespace, events: int) -> None:
+    """Remove the logs and stores of one size."""
+    for ids in logs.IDS:
+        for kind in ("log", "store"):
+            shutil.rmtree(args.data / f"{kind}-{ids}-{events}", ignore_errors=True)
+        shutil.rmtree(args.data / f"store-{ids}-{events}-runs", ignore_errors=True)
+        (args.data / f"store-{ids}-{events}.made").unlink(missing_ok=True)
 
 
 def _names(text: str) -> list[str]:
     names = [n for n in text.split(",") if n]
-    known = sorted(p.stem for p in (HERE / "peers").glob("*.py") if p.stem != "__init__")
-    unknown = [n for n in names if n not in known]
+    unknown = [n for n in names if n not in workloads.peers()]
     if unknown:
-        raise argparse.ArgumentTypeError(f"no such peer: {', '.join(unknown)}; there are {', '.join(known)}")
+        known = ", ".join(workloads.peers())
+        raise argparse.ArgumentTypeError(f"no such peer: {', '.join(unknown)}; there are {known}")
     return names
 
 
+def _workloads(text: str) -> list[str]:
+    known = [*workloads.WORKLOADS, "train"]
+    names = known if text == "all" else text.split(",")
+    if unknown := [n for n in names if n not in known]:
+        raise argparse.ArgumentTypeError(
+            f"no such workload: {', '.join(unknown)}; there are all, {', '.join(known)}, scale"
+        )
+    return [n for n in known if n in names]
+
+
+def _memory() -> int:
+    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def shared_options(parser: argparse.ArgumentParser) -> None:
+    """The options of every kind of run."""
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--peers", type=_names, default=list(PEERS), help="comma-separated: polars,duckdb,spark")
+    parser.add_argument("--threads", type=int, default=cores)
+    parser.add_argument("--limit", type=float, default=600, help="seconds on the clock, then a measurement is stopped")
+    parser.add_argument(
+        "--memory-limit", type=lambda t: int(float(t) * 1e9), default=_memory() * 9 // 10, help="GB, the same"
+    )
+    parser.add_argument(
+        "--memory", type=lambda t: int(float(t) * 1e9), default=_memory() // 2, help="GB for DuckDB and Spark's heap"
+    )
+    parser.add_argument("--keep-warm", type=float, help="GB of memory kept touched between measurements; 0 for none")
+    parser.add_argument("--data", type=Path, default=HERE / "data", help="where logs and stores are made and kept")
+    parser.add_argument("--json", type=Path, help="where the results go; by default bench/results/WORKLOAD-EVENTS.json")
+    parser.add_argument("--clean", action="store_true", help="remove the logs and stores afterwards")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m bench.run", description=__doc__)
-    parser.add_argument("workload", choices=WORKLOADS)
+    parser = argparse.ArgumentParser(
+        "python -m bench.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "workload", type=_workloads, help="all, or a list: " + ",".join((*workloads.WORKLOADS, "train"))
+    )
     parser.add_argument("--events", type=lambda t: int(float(t)), default=2_000_000, help="rows of the log, e.g. 20e6")
-    parser.add_argument("--peers", type=_names, default=list(PEERS), help="comma-separated, e.g. polars,duckdb")
     parser.add_argument("--idioms", type=lambda t: t.split(","), help="only these of the peers' idioms")
     parser.add_argument("--repeat", type=int, default=3, help="measurements of each; the median counts")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--partitions", type=int, default=16, help="key ranges that ours, and peers on our store, read")
-    parser.add_argument("--data", type=Path, default=HERE / "data", help="where logs and stores are made and kept")
-    parser.add_argument("--json", type=Path, help="write the results here")
+    parser.add_argument("--partitions", type=int, help="key ranges that ours, and peers on our store, read")
+    parser.add_argument("--sample", type=int, default=1, help="features for one send in so many")
+    shared_options(parser)
     return parser
 
 
-def _child_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--child", action="store_true")
-    for name in ("source", "store", "out"):
-        parser.add_argument(f"--{name}", type=Path)
-    for name in ("partitions", "threads", "subscribers"):
-        parser.add_argument(f"--{name}", type=int)
-    for name in ("engine", "idiom"):
-        parser.add_argument(f"--{name}")
-    return parser
+def short(events: int) -> str:
+    """20000000 as 20e6."""
+    return f"{events / 1e6:g}e6"
 
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    if "--child" in arguments:
-        _measure(_child_parser().parse_args(arguments))
-        return 0
     if arguments[:1] == ["train"]:
         from bench import train
 
         return train.main(arguments[1:])
+    if arguments[:1] == ["scale"]:
+        from bench import scale
+
+        return scale.main(arguments[1:])
     args = _parser().parse_args(arguments)
-    report = features(args)
-    print(table(report))
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    if not all(r["equal"] for r in report["results"]):
+    args.data = args.data.resolve()
+    every = len(args.workload) == len(workloads.WORKLOADS) + 1
+    args.json = (
+        args.json or HERE / "results" / f"{'all' if every else '-'.join(args.workload)}-{short(args.events)}.json"
+    )
+    report = side_by_side(args, [w for w in args.workload if w != "train"])
+    if "train" in args.workload:
+        add_training(report)
+        write(report, args.json)
+    print(reports.table(report))
+    say(f"results: {args.json}")
+    draw(report, args.json.with_suffix(".svg"))
+    if args.clean:
+        clean(args, args.events)
+    if any(r["equal"] is False for r in report["results"]):
         print("engines disagree: see 'equal' above", file=sys.stderr)
+        return 1
+    if broken := [r for r in report["results"] if r["engine"] == "ours" and r["outcome"] != "finished"]:
+        print(f"ours did not finish: {broken[0]['workload']}: {broken[0]['outcome']}", file=sys.stderr)
         return 1
     return 0
 

@@ -270,8 +270,9 @@ def _child(engine: str, idiom: str, options: argparse.Namespace) -> dict[str, An
     return result
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.train", description=__doc__.partition("\n")[0])
+def parser() -> argparse.ArgumentParser:
+    """The options; those that no user gives are one measurement's own."""
+    parser = argparse.ArgumentParser(prog="python -m bench.train", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rows", type=lambda t: int(float(t)), default=1_000_000)
     parser.add_argument("--features", type=int, default=32)
     parser.add_argument("--batch", type=int, default=4096)
@@ -282,15 +283,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="where to write the results")
     parser.add_argument("--engine", help=argparse.SUPPRESS)
     parser.add_argument("--idiom", default="plain", help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
     if options.engine:
         print(json.dumps(measure(options)))
         return 0
     if unknown := [e for e in options.engines if e not in IDIOMS]:
-        parser.error(f"no such engines: {', '.join(unknown)}; there are {', '.join(IDIOMS)}")
+        parser().error(f"no such engines: {', '.join(unknown)}; there are {', '.join(IDIOMS)}")
     found = run(options)
     if options.json:
-        from bench.run import machine
+        from bench.report import machine
 
         options.json.write_text(json.dumps({"machine": machine(), **found}, indent=1), encoding="utf-8")
     return 0 if all(row["equal"] for row in found["results"]) else 1

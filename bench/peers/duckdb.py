@@ -7,32 +7,54 @@ from typing import Any
 
 import numpy as np
 
-from bench.features import Chunk, Idiom, Task
+from bench.log import HOUR, KINDS, NOW, START
+from bench.workloads import Chunk, Idiom, Task, numbers_of
 
 
-def _prepare(task: Task) -> float:
-    import duckdb  # noqa: F401
-
-    return 0.0
-
-
-def _connect(task: Task) -> Any:
+def _prepare(task: Task) -> tuple[Any, float]:
     import duckdb
 
     connection = duckdb.connect()
     connection.execute(f"SET threads = {task.threads}")
     connection.execute("SET preserve_insertion_order = false")
-    return connection
+    connection.execute(f"SET temp_directory = '{task.scratch}'")
+    connection.execute(f"SET memory_limit = '{task.memory}B'")
+    return connection, 0.0
 
 
-def _raw(task: Task) -> str:
+def _files(files: list[str]) -> str:
+    names = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
+    return f"read_parquet([{names}], hive_partitioning = false)"
+
+
+def _raw(task: Task, files: list[str]) -> str:
     return (
-        "SELECT user_id AS subscriber, epoch_us(event_time) AS ts, event_name AS event "
-        f"FROM read_parquet('{task.source}/*/*.parquet', hive_partitioning = false)"
+        f"SELECT user_id AS subscriber, epoch_us(event_time) AS ts, event_name AS event, campaign_id AS campaign "
+        f"FROM {_files(files)}"
     )
 
 
-def _natural(task: Task) -> Any:
+def _stored(task: Task) -> str:
+    return f"SELECT subscriber_key AS subscriber, epoch_us(ts) AS ts, event, campaign FROM {_files(task.store_files())}"
+
+
+def _ranges(task: Task) -> list[str]:
+    """Our store by key range, one query for each; -2^63 has no literal: its digits are read before the sign."""
+    return [
+        f"SELECT * FROM ({_stored(task)}) WHERE subscriber >= ({low + 1} - 1) AND subscriber <= {high}"
+        for low, high in task.key_ranges()
+    ]
+
+
+# -- features --------------------------------------------------------------------------------------------------------
+
+
+def _points(task: Task) -> str:
+    sampled = "" if task.sample == 1 else f" AND ts // 1000 % {task.sample} = 0"
+    return f"event = '{task.exposure}'{sampled}"
+
+
+def _natural(task: Task, connection: Any) -> Any:
     """RANGE windows, one expression per kind and window."""
     columns = ", ".join(
         f"count(*) FILTER (WHERE event = '{kind}') OVER w{i} AS {kind}_{i}"
@@ -45,9 +67,9 @@ def _natural(task: Task) -> Any:
     )
     query = f"""
         SELECT * EXCLUDE (event) FROM (
-            SELECT subscriber, ts, event, {columns} FROM ({_raw(task)}) WINDOW {frames}
-        ) WHERE event = '{task.exposure}'"""
-    return [_connect(task).sql(query).to_arrow_table()]
+            SELECT subscriber, ts, event, {columns} FROM ({_raw(task, task.raw_files())}) WINDOW {frames}
+        ) WHERE {_points(task)}"""
+    return [connection.sql(query).to_arrow_table()]
 
 
 def _cumulative(task: Task, connection: Any, events: str) -> Any:
@@ -71,39 +93,109 @@ def _cumulative(task: Task, connection: Any, events: str) -> Any:
     )
     return connection.sql(f"""
         SELECT p.subscriber, p.ts, {columns}
-        FROM (SELECT subscriber, ts FROM counted WHERE event = '{task.exposure}') p
+        FROM (SELECT subscriber, ts FROM counted WHERE {_points(task)}) p
         ASOF LEFT JOIN counted e ON p.subscriber = e.subscriber AND p.ts > e.ts {joins}""").to_arrow_table()
 
 
-def _best(task: Task) -> Any:
-    return [_cumulative(task, _connect(task), _raw(task))]
+def _best(task: Task, connection: Any) -> Any:
+    return [_cumulative(task, connection, _raw(task, task.raw_files()))]
 
 
-def _best_on_store(task: Task) -> Any:
+def _best_on_store(task: Task, connection: Any) -> Any:
     """The best idiom for one key range of our sorted store after the other."""
-    files = ", ".join(f"'{file}'" for file in task.store_files())
-    connection = _connect(task)
-    tables = []
-    for low, high in task.key_ranges():
-        # -2^63 has no literal: its digits are read before the sign.
-        bounds = f"subscriber_key >= ({low + 1} - 1) AND subscriber_key <= {high}"
-        events = (
-            "SELECT subscriber_key AS subscriber, epoch_us(ts) AS ts, event "
-            f"FROM read_parquet([{files}], hive_partitioning = false) WHERE {bounds}"
-        )
-        tables.append(_cumulative(task, connection, events))
-    return tables
+    return [_cumulative(task, connection, events) for events in _ranges(task)]
 
 
-def _chunks(task: Task, tables: Any) -> Iterable[Chunk]:
+def _feature_chunks(task: Task, connection: Any, tables: Any) -> Iterable[Chunk]:
     for table in tables:
         for batch in table.to_batches(max_chunksize=1_000_000):
             subscriber, at, *columns = (c.to_numpy(zero_copy_only=False) for c in batch.columns)
-            yield subscriber, at.astype(np.int64), columns
+            yield [subscriber, at.astype(np.int64)], columns
 
 
-FEATURES = {
-    "natural": Idiom(_natural, _chunks, prepare=_prepare),
-    "best": Idiom(_best, _chunks, prepare=_prepare),
-    "best, our store": Idiom(_best_on_store, _chunks, keyed=True, prepare=_prepare),
+# -- roll-up ---------------------------------------------------------------------------------------------------------
+
+
+def _distinct(connection: Any, events: str) -> Any:
+    """count(DISTINCT)."""
+    return connection.sql(f"""
+        SELECT campaign, event, (ts - {START}) // {HOUR} AS hour, count(*) AS events,
+            count(DISTINCT subscriber) AS subscribers
+        FROM ({events}) GROUP BY ALL""").to_arrow_table()
+
+
+def _two_steps(connection: Any, events: str) -> Any:
+    """Group by subscriber as well, then group again."""
+    return connection.sql(f"""
+        SELECT campaign, event, hour, sum(n)::BIGINT AS events, count(*) AS subscribers FROM (
+            SELECT campaign, event, (ts - {START}) // {HOUR} AS hour, subscriber, count(*) AS n
+            FROM ({events}) GROUP BY ALL) GROUP BY ALL""").to_arrow_table()
+
+
+def _rollup_natural(task: Task, connection: Any) -> Any:
+    return _distinct(connection, _raw(task, task.raw_files()))
+
+
+def _rollup_best(task: Task, connection: Any) -> Any:
+    return _two_steps(connection, _raw(task, task.raw_files()))
+
+
+def _rollup_on_store(task: Task, connection: Any) -> Any:
+    return _distinct(connection, _stored(task))
+
+
+def _rollup_chunks(task: Task, connection: Any, table: Any) -> Iterable[Chunk]:
+    keys = [numbers_of(table["campaign"]), numbers_of(table["event"], KINDS), table["hour"].to_numpy()]
+    yield keys, [table["events"].to_numpy(), table["subscribers"].to_numpy()]
+
+
+# -- a new day -------------------------------------------------------------------------------------------------------
+
+
+def _new_day_natural(task: Task, connection: Any) -> Any:
+    """One conditional count per kind and window."""
+    columns = ", ".join(
+        f"count(*) FILTER (WHERE event = '{kind}' AND ts >= {NOW - window})"
+        for window in task.windows
+        for kind in task.kinds
+    )
+    query = f"""
+        SELECT subscriber, {NOW} AS at, {columns} FROM ({_raw(task, task.recent_files())})
+        WHERE ts >= {NOW - max(task.windows)} GROUP BY ALL"""
+    return [connection.sql(query).to_arrow_table()]
+
+
+def _new_day_best(task: Task, connection: Any) -> Any:
+    """Counts of each kind between two window bounds first, few groups; then their running sums."""
+    windows = sorted(task.windows)
+    span = " ".join(f"WHEN ts >= {NOW - window} THEN {i}" for i, window in enumerate(windows[:-1]))
+    counts = ", ".join(f"count(*) FILTER (WHERE event = '{kind}') AS n{k}" for k, kind in enumerate(task.kinds))
+    columns = ", ".join(
+        f"coalesce(sum(n{k}) FILTER (WHERE span <= {windows.index(window)}), 0)::BIGINT"
+        for window in task.windows
+        for k in range(len(task.kinds))
+    )
+    query = f"""
+        SELECT subscriber, {NOW} AS at, {columns} FROM (
+            SELECT subscriber, CASE {span} ELSE {len(windows) - 1} END AS span, {counts}
+            FROM ({_raw(task, task.recent_files())}) WHERE ts >= {NOW - windows[-1]} GROUP BY ALL
+        ) GROUP BY ALL"""
+    return [connection.sql(query).to_arrow_table()]
+
+
+IDIOMS = {
+    "features": {
+        "natural": Idiom(_natural, _feature_chunks, _prepare, seconds=3.7),
+        "best": Idiom(_best, _feature_chunks, _prepare, seconds=2.3),
+        "best, our store": Idiom(_best_on_store, _feature_chunks, _prepare, keyed=True, on_store=True, seconds=1.6),
+    },
+    "rollup": {
+        "natural": Idiom(_rollup_natural, _rollup_chunks, _prepare, seconds=0.1),
+        "best": Idiom(_rollup_best, _rollup_chunks, _prepare, seconds=0.1),
+        "best, our store": Idiom(_rollup_on_store, _rollup_chunks, _prepare, on_store=True, seconds=0.1),
+    },
+    "new-day": {
+        "natural": Idiom(_new_day_natural, _feature_chunks, _prepare, seconds=0.1),
+        "best": Idiom(_new_day_best, _feature_chunks, _prepare, seconds=0.1),
+    },
 }
