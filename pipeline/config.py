@@ -194,9 +194,9 @@ class Quality(Section):
     value_range: tuple[float, float] | None = None  # least and greatest value, in units
     scanner_within: Duration = 2 * SECOND
     scanner_links: Annotated[int, Field(ge=2)] = 3  # so many clicks of one message within scanner_within
-    most_per_hour: Annotated[int, Field(ge=1)] = 60  # more responses of one subscriber than a human makes
-    most_per_day: Annotated[int, Field(ge=1)] = 300
-    most_per_message: Annotated[int, Field(ge=1)] = 5  # of one kind, to one message, within an hour
+    most_per_hour: Annotated[int, Field(ge=1)] = 30  # more responses of one subscriber than a human makes
+    most_per_day: Annotated[int, Field(ge=1)] = 200
+    most_per_message: Annotated[int, Field(ge=1)] = 5  # more opens, or clicks, of one message within an hour
     machine_addresses: list[str] = []  # networks of scanners, as in 192.0.2.0/24
     machine_agents: list[str] = list(MACHINE_AGENTS)  # any of these in the agent's name, in either case
     privacy_agents: list[str] = ["Mozilla/5.0"]  # the whole agent of mail programs that open all mail themselves

@@ -110,6 +110,7 @@ def flag_rows(
         found[some],
         bits[some],
         _fresh(campaign.dictionary, seen)[message[some]],
+        message[some] >= 0,
         listed,
     )
     hits = {}
@@ -130,9 +131,15 @@ def _fresh(campaigns: Any, seen: Collection[str] | None) -> np.ndarray:
 
 
 def _judge(
-    kinds: dict[str, np.ndarray], found: np.ndarray, bits: np.ndarray, fresh: np.ndarray, listed: bool
+    kinds: dict[str, np.ndarray],
+    found: np.ndarray,
+    bits: np.ndarray,
+    fresh: np.ndarray,
+    named: np.ndarray,
+    listed: bool,
 ) -> dict[str, np.ndarray]:
-    """Rule -> bool of some rows. ``kinds``: kind -> which of them are of it; ``fresh``: their messages are new."""
+    """Rule -> bool of some rows. ``kinds``: kind -> which of them are of it; ``fresh``: their messages are new;
+    ``named``: they have a campaign."""
     none = np.zeros(len(found), dtype=bool)
     opens, clicks, leaves = (kinds.get(name, none) for name in ("open", "click", "unsubscribe"))
     soon = (found & SOON) != 0
@@ -146,7 +153,8 @@ def _judge(
         "scanner_unsubscribe": scanner & leaves,
         "machine_open": (program | (soon & (not listed))) & opens,
         "privacy_open": ((bits & PRIVACY_AGENT) != 0) & opens,
-        "repeated_response": (found & REPEAT) != 0,
+        # A basket has many lines: only what is done to messages can be done too often to one.
+        "repeated_response": ((found & REPEAT) != 0) & named & (opens | clicks),
         "impossible_rate": (found & RATE) != 0,
     }
     if "send" in kinds:

@@ -69,7 +69,7 @@ RULES: dict[str, Rule] = {
         Rule("scanner_unsubscribe", "flag", _MARK, "an unsubscribe that only a link scanner makes; honoured"),
         Rule("machine_open", "flag", _MARK, "an open that only a program makes"),
         Rule("privacy_open", "flag", _MARK, "an open by a mail program that opens all mail itself, by its agent"),
-        Rule("repeated_response", "flag", _MARK, "one of over quality.most_per_message to one message within an hour"),
+        Rule("repeated_response", "flag", _MARK, "one of more opens or clicks of a message in an hour than are human"),
         Rule("impossible_rate", "flag", _MARK, "one of more responses in an hour or a day than a human makes"),
         # Of a batch against what came before, see volume.py.
         Rule("volume", "warn", _WATCH, "a day's rows of one kind are far from the 28 days before it", "findings"),
