@@ -64,10 +64,12 @@ def _prepare(task: Task) -> tuple[Any, float]:
     from pipeline.events import compiled as events
     from pipeline.events.store import EventStore  # noqa: F401
     from pipeline.features import compiled as features
+    from pipeline.features import groups_compiled as groups
 
     began = time.perf_counter()
     events.warm_up()
     features.warm_up()
+    groups.warm_up()
     seconds = time.perf_counter() - began
     columns = {"subscriber_key": [0], "ts": pa.array([0], pa.timestamp("us")), "event": ["send"]}
     event = PANDAS.from_arrow(pa.table(columns)).set_index("subscriber_key")
@@ -172,15 +174,15 @@ def _rollup(task: Task, session: Any) -> Any:
     import dask
 
     from pipeline.events.store import EventStore
-    from pipeline.features.rollup import rollup
+    from pipeline.features.rollup import counts
 
     with ThreadPoolExecutor(task.threads) as pool, dask.config.set(scheduler="threads", pool=pool):
         store = EventStore(str(task.store))
-        return rollup(store, CLIENT, configuration(task.log, task.store), "hour", task.partitions)
+        # The peers count every event, whoever caused it.
+        return counts(store, CLIENT, ["campaign"], "hour", machine=False, partitions=task.partitions)
 
 
-def _rollup_chunks(task: Task, session: Any, table: Any) -> Iterable[Chunk]:
-    rows = table[table["level"] == "bucket"]
+def _rollup_chunks(task: Task, session: Any, rows: Any) -> Iterable[Chunk]:
     campaign = numbers_of(pa.array(rows["campaign"].astype(str).to_numpy(dtype=object), pa.string()))
     hour = (rows["bucket"].to_numpy().astype("datetime64[us]").astype(np.int64) - START) // 3_600_000_000
     for i, kind in enumerate(KINDS):

@@ -269,6 +269,16 @@ class Sequences(Section):
     campaigns: Annotated[int, Field(ge=0)] = 10_000  # the most frequent ones have a number of their own
 
 
+class Rollup(Section):
+    """The spans of time that the table of roll-ups has rows of; see pipeline/features/rollup.py."""
+
+    levels: Annotated[list[Literal["hour", "day", "month"]], BeforeValidator(_names), Field(min_length=1)] = [
+        "hour",
+        "day",
+        "month",
+    ]
+
+
 class Client(Section):
     """What differs for one client."""
 
@@ -288,6 +298,7 @@ class Config(Section):
     deduplicate: bool = True
     batch_rows: Annotated[int, Field(ge=1000)] = 10_000_000
     quality: Quality = Quality()
+    rollup: Rollup = Rollup()
     at: At = At(event="send")
     windows: Annotated[list[Duration], Field(min_length=1)] = [n * UNITS["d"] for n in (1, 7, 30, 90)]
     context: Context = Context()

@@ -308,16 +308,22 @@ def _audit(context: Context) -> Outcome:
 
 
 def _rollup(context: Context) -> Outcome:
-    from pipeline.features.rollup import rollup, write
+    from pipeline.features import rollup_table
 
-    store, rows = context.store, 0
+    store, uri = context.store, str(context.run.path / "rollups")
+    for client in sorted(rollup_table.clients(uri).difference(store.clients())):
+        rollup_table.drop(uri, client)
+        say(f"          {client}: no longer in the store, its rows are removed")
+    batches, rows = store.manifests(), 0
+    touched: dict[str, Any] = {}
     with Progress("rollup", store.rows()) as progress:
         for client in store.clients():
-            table = rollup(store, client, context.config)
-            write(table, str(context.run.path / "rollups"))
+            done = rollup_table.update(store, client, context.config, uri, batches)
             progress.advance(store.rows(client), client)
-            rows += len(table)
-    return Outcome(f"{rows:,} rows of counts and rates", store.rows())
+            say(f"          {done.line()}")
+            rows += done.rows
+            touched[client] = {"rows": done.rows, "made_anew": done.reason, "touched": done.touched}
+    return Outcome(f"{rows:,} rows of counts and rates", store.rows(), {"clients": touched})
 
 
 def _train(context: Context) -> Outcome:
@@ -422,7 +428,8 @@ def _audit_key(context: Context) -> str:
 def _rollup_key(context: Context) -> str:
     config = context.config
     zones = {client: config.client_timezone(client) for client in context.store.clients()}
-    return fingerprint("rollup", code_version(), str(config.store_uri), context.store.version(), zones)
+    store, known = (str(config.store_uri), context.store.version()), str(config.as_known_at)
+    return fingerprint("rollup", code_version(), store, zones, config.rollup.levels, known)
 
 
 def _train_key(context: Context) -> str:

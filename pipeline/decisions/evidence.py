@@ -39,8 +39,8 @@ def campaigns(tables: Mapping[str, pd.DataFrame], config: Config) -> list[dict[s
 
 
 def _campaigns(client: str, table: pd.DataFrame, config: Config) -> dict[str, Any]:
-    every = rollup.campaigns(table)
-    named = every[every["campaign"] != rollup.NONE]
+    named, every = rollup.campaigns(table), rollup.whole(table)
+    mail = named if len(named) else every
     outcome = config.outcomes.get(config.decide.hold_when or next(iter(config.decide.reward), ""))
     kind = next((k for k in (outcome.kinds if outcome else []) if f"n_{k}" in named.columns), None)
     kinds = sorted((c[2:] for c in table.columns if c.startswith("n_")), key=lambda k: -int(every[f"n_{k}"].sum()))
@@ -67,13 +67,13 @@ def _campaigns(client: str, table: pd.DataFrame, config: Config) -> dict[str, An
     rates = [
         {
             "name": name.removesuffix("_rate").replace("_", " "),
-            "value": percent(_quotient(every, above, below)),
-            "above": number(int(every[above].sum())),
-            "below": number(int(every[below].sum())),
+            "value": percent(_quotient(mail, above, below)),
+            "above": number(int(mail[above].sum())),
+            "below": number(int(mail[below].sum())),
             "definition": definition,
         }
         for name, (above, below, definition) in rollup.RATES.items()
-        if name in every.columns
+        if name in mail.columns
     ]
     return {
         "client": client,

@@ -23,6 +23,7 @@ from pipeline.decisions import charts, evidence, sections
 from pipeline.decisions.assure import Rule, expected, explain
 from pipeline.decisions.value import expected_effect
 from pipeline.errors import StoreError
+from pipeline.features import rollup
 from pipeline.results import read
 
 EXAMPLES = 6  # rows of each client's list shown
@@ -79,7 +80,7 @@ class ReportInput:
 def _by_client(table: pd.DataFrame | None) -> dict[str, pd.DataFrame]:
     if table is None or table.empty:
         return {}
-    return {str(name): rows.reset_index(drop=True) for name, rows in table.groupby("client", sort=True)}
+    return {str(name): rollup.arrange(rows) for name, rows in table.groupby("client", sort=True)}
 
 
 def _clients(table: Path) -> list[str]:

@@ -95,8 +95,7 @@ class Merged:
 
 def read_rows(part: PartPlan, backend: Backend) -> Merged:
     """The partition's rows (see :class:`pipeline.events.tables.Rows`): key, ts and the plan's columns."""
-    known = ["ingested_at"] if part.known_at is not None else []
-    columns = list(dict.fromkeys(["subscriber_key", "ts", *part.columns, *known]))
+    columns = list(dict.fromkeys(["subscriber_key", "ts", *part.columns, *_known(part)]))
     runs = [_load(part, path, list(groups), columns, backend) for path, groups in part.files]
     some = [r for r in runs if len(r.rows)]
     kind: Any = rows_of(backend)
@@ -150,6 +149,17 @@ class _Columns:
             position[mine] = filled + xp.arange(len(mine))
             filled += len(mine)
         return kind.concat(pieces).ranks(name, position)
+
+
+def read_runs(part: PartPlan, backend: Backend) -> list[Any]:
+    """The partition's rows as they lie in its files: sorted runs, neither merged nor rid of duplicates between them."""
+    columns = list(dict.fromkeys(["subscriber_key", "ts", *part.columns, *_known(part)]))
+    runs = [_load(part, path, list(groups), columns, backend) for path, groups in part.files]
+    return [r.rows for r in runs if len(r.rows)]
+
+
+def _known(part: PartPlan) -> list[str]:
+    return ["ingested_at"] if part.known_at is not None else []
 
 
 def empty_rows(part: PartPlan, columns: list[str], backend: Backend) -> Any:

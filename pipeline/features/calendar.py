@@ -15,11 +15,19 @@ from pipeline.backend import Array
 _DAY = 86_400_000_000
 
 
+def clock(timezone: str, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
+    """When the zone's offset from UTC changes between two times, and to what: int64[z] microseconds each, the first
+    entry before all times."""
+    if timezone == "UTC":
+        return np.array([-(1 << 62)], dtype=np.int64), np.zeros(1, dtype=np.int64)
+    return _offsets(timezone, low // _DAY, high // _DAY)
+
+
 def local_time(xp: Any, at: Array, timezone: str) -> Array:
     """UTC microseconds as microseconds of the zone's wall clock: int64[q]."""
     if len(at) == 0 or timezone == "UTC":
         return at
-    since, offsets = _offsets(timezone, int(at.min()) // _DAY, int(at.max()) // _DAY)
+    since, offsets = clock(timezone, int(at.min()), int(at.max()))
     index = xp.searchsorted(xp.asarray(since), at, side="right") - 1
     return at + xp.asarray(offsets)[xp.maximum(index, 0)]
 

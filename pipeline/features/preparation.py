@@ -15,10 +15,9 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline import results
 from pipeline.backend import Frame
 from pipeline.config import Config
-from pipeline.features import sequences, trailing
+from pipeline.features import rollup_table, sequences, trailing
 from pipeline.features.context import Context, define, describe
 from pipeline.features.samples import SampleRequest
 from pipeline.features.sequences import SequenceSpec
@@ -28,9 +27,9 @@ from pipeline.features.trailing import ContextSpec, Counts
 
 def hourly(rollups: Path | None, client: str) -> pd.DataFrame | None:
     """A client's hourly rows by campaign and provider of the Delta table ``rollups``; None where it has none."""
-    table = None if rollups is None else results.read(str(rollups), {"client": client})
-    if table is None or "every" not in table:
+    if rollups is None or client not in rollup_table.clients(str(rollups)):
         return None
+    table = rollup_table.read(str(rollups), client)
     table = table[(table["level"] == "provider") & (table["every"] == "hour")]
     return table if len(table) else None
 

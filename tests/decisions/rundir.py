@@ -15,6 +15,7 @@ from pipeline.decisions import assure as a
 from pipeline.decisions.prioritize import prioritize
 from pipeline.decisions.value import backtest, expected_effect
 from pipeline.features import rollup as r
+from pipeline.features import rollup_table
 
 EVIL = "<script>alert('x')</script> & \"spring\" </style>"
 
@@ -129,8 +130,8 @@ def make_run(folder: Path, config: Config, clients: list[str], rows: int = 3000,
     }  # fmt: skip
     for i, client in enumerate(clients):
         log = event_log(rows * 10, KINDS if config.at.event else RETAIL, seed=i)
-        table = r.combine([r.partition_counts(log, "UTC", "day")], client)
-        r.write(table, str(folder / "rollups"))
+        table = r.combine([r.partition_counts(log, "UTC", r.SPANS)], client, r.SPANS)
+        rollup_table.write(table, str(folder / "rollups"), client)
         listed = decisions(client, rows, config, seed=i)
         results.replace(listed, str(folder / "decisions"), {"client": client, "date": "2026-08-01"})
         rng = np.random.default_rng(i)

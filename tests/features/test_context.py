@@ -217,9 +217,11 @@ def test_a_planned_send_has_its_campaign_s_context(backend: Backend) -> None:
 def test_a_roll_up_gives_the_same_counts(backend: Backend) -> None:
     assert WANTED is not None
     events = known(a_log(6), request())
-    parts = [rollup.partition_counts(framed(p, backend), "Europe/Berlin", "hour") for p in by_key_range(events, 3) if p]
-    table = rollup.combine(parts, "acme")
-    counts = trailing.count_rollup(table[table.level == "bucket"], WANTED)
+    parts = [
+        rollup.partition_counts(framed(p, backend), "Europe/Berlin", ["hour"]) for p in by_key_range(events, 3) if p
+    ]
+    table = rollup.combine(parts, "acme", ["hour"])
+    counts = trailing.count_rollup(table[table.level == "provider"], WANTED)
     spec = describe(BASE, WANTED, counts)
     assert spec.context is not None
     context = Context.of(spec.context, counts, AS_OF, "Europe/Berlin")
