@@ -139,6 +139,39 @@ class Backend:
             return series.astype("int64").to_cupy() if self.on_gpu else series.to_numpy().view(np.int64)
         return series.to_cupy() if self.on_gpu else series.to_numpy()
 
+    def numbers(self, series: Any) -> tuple[Array, Array, str]:
+        """What a series of any type holds, whether it is missing, and its kind.
+
+        Returns:
+            values [n], bool[n], and "b", "i", "u" or "f" (values of that type, 0 where missing), "s" (text, as hashes,
+            int64), or another letter for a type that is neither number nor text (no values then), "m" and "M" of times.
+        """
+        xp = self.xp
+        missing = series.isna()
+        missing = missing.to_cupy() if self.on_gpu else missing.to_numpy(dtype=bool)
+        if series.dtype.name == "category":
+            kind = series.cat.categories.dtype.kind
+            if kind in "biuf":  # what mapping a column of categories gives
+                series, kind = series.astype("float64"), "f"
+        else:
+            kind = series.dtype.kind
+        if kind in "OTU":
+            if not (series.dtype.name == "category" or self.df.api.types.is_string_dtype(series.dtype)):
+                return missing, missing, "O"
+            text = series.astype("str").fillna("")
+            return self.hash_strings(text), missing, "s"
+        if kind not in "biuf":
+            return missing, missing, kind
+        if bool(missing.any()):
+            series = series.fillna(False if kind == "b" else 0)
+        kinds = {"b": "bool", "i": "int64", "u": "uint64", "f": "float64"}
+        series = series.astype(kinds[kind])
+        values = series.to_cupy() if self.on_gpu else series.to_numpy()
+        if kind == "f":
+            nan = values != values
+            return xp.where(nan, 0.0, values), missing | nan, kind
+        return values, missing, kind
+
     def codes(self, series: Any, vocabulary: list[str]) -> Array:
         """Each row's position in ``vocabulary``, int32[n]; -1 for nulls and for values not in it.
 

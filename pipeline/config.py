@@ -154,6 +154,28 @@ class At(Section):
         return self
 
 
+GROUPS = (
+    *("counts", "recency", "rates", "streak", "tenure", "calendar", "gaps", "runs", "affinity", "distinct", "value"),
+    *("lifetime", "tiles"),
+)
+
+
+class Features(Section):
+    """Which groups of built-in features are computed (see pipeline/features/catalogue.py for what is in each)."""
+
+    groups: Annotated[list[str], BeforeValidator(_names)] = [group for group in GROUPS if group != "tiles"]
+
+    @field_validator("groups")
+    @classmethod
+    def _known(cls, groups: list[str]) -> list[str]:
+        for group in groups:
+            if group not in GROUPS:
+                raise ValueError(f"there is no group of features {group!r}; {did_you_mean(group, GROUPS)}")
+        if len(set(groups)) < len(groups):
+            raise ValueError("a group is named twice")
+        return groups
+
+
 class Outcome(Section):
     """What happens within a horizon after a decision point: an event (0/1), or a sum of an integer column."""
 
@@ -303,6 +325,7 @@ class Config(Section):
     windows: Annotated[list[Duration], Field(min_length=1)] = [n * UNITS["d"] for n in (1, 7, 30, 90)]
     context: Context = Context()
     sequences: Sequences = Sequences()
+    features: Features = Features()
     outcomes: Annotated[dict[str, Outcome], Field(min_length=1)] = {
         "unsubscribe": Outcome(events=["unsubscribe", "complaint"], within=7 * UNITS["d"], match="campaign"),
         "click": Outcome(events=["click"], within=3 * UNITS["d"], match="campaign"),

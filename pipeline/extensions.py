@@ -45,6 +45,9 @@ class UserFeature:
     unit: str
     definition: str
     source: str  # SHA-256 of the function's text: a model remembers what it was trained on
+    columns: tuple[str, ...] | None = None  # of the log; None: every one
+    missing: str | float = "refuse"  # what a null means: "refuse", "skip", or the number to take for it
+    where: str = ""  # the file and line
 
 
 @dataclass(frozen=True)
@@ -64,18 +67,33 @@ class UserRule:
         return str(code.co_filename) if code is not None else "an extension"
 
 
+_MODULE = "extension_"  # how the modules of loaded files are named
+
 _features: dict[str, UserFeature] = {}
 _rules: dict[str, UserRule] = {}
 
 
 def feature(
-    windows: Sequence[str | int], how: How = "sum", unit: str = "1", name: str | None = None
+    windows: Sequence[str | int],
+    how: How = "sum",
+    unit: str = "1",
+    name: str | None = None,
+    *,
+    columns: Sequence[str] | None = None,
+    missing: Literal["refuse", "skip"] | float = "refuse",
 ) -> Callable[[Function], Function]:
-    """Register a feature of one's own.
+    """Register a feature of one's own; the function's docstring says what it means.
+
+    The function is given the events of whole subscribers, index ``subscriber_key`` (good for grouping only), ascending
+    by (subscriber_key, ts); ``ts`` is naive UTC, ``value`` in millionths. It returns one number or boolean an event
+    (for distinct, also text).
 
     Args:
         windows: durations as in ``"7d"``; how: sum, mean, min, max, last or distinct of the function's values over the
-        events in ``[at - window, at)``; unit: for the reader; name: of the feature, by default the function's.
+        events in ``[at - window, at)``, machine events left out; 0 where there are none. unit: for the reader. name: of
+        the feature, by default the function's.
+        columns: those of the log that it needs beside ``ts`` and ``event``, which saves reading the others.
+        missing: what a null or NaN means: an error, an event left out, or this number.
     Raises:
         ConfigError: an unknown ``how``, a window that is no duration, or a name that is no identifier or taken.
     """
@@ -90,8 +108,20 @@ def feature(
             raise ConfigError(f"feature {label!r}: windows: {error}") from None
         if not spans:
             raise ConfigError(f"feature {label!r} has no windows: give at least one, as in windows=['7d']")
-        about = _about(function)
-        _features[label] = UserFeature(label, function, how, spans, unit, about, _digest(function))
+        if missing not in ("refuse", "skip") and not isinstance(missing, int | float):
+            raise ConfigError(f"feature {label!r}: missing is {missing!r}; give 'refuse', 'skip' or a number")
+        _features[label] = UserFeature(
+            label,
+            function,
+            how,
+            spans,
+            unit,
+            _about(function),
+            _digest(function, how, spans, columns, missing),
+            None if columns is None else tuple([columns] if isinstance(columns, str) else columns),
+            missing,
+            _where(function),
+        )
         return function
 
     return register
@@ -136,14 +166,15 @@ def load(paths: Sequence[str]) -> None:
     Raises:
         ConfigError: a file is not there or fails; names it and the line.
     """
-    if not paths:
-        return
-    clear()
+    registries: tuple[dict[str, Any], ...] = (_features, _rules)
+    for registry in registries:
+        for name in [n for n, entry in registry.items() if entry.function.__module__.startswith(_MODULE)]:
+            del registry[name]
     for path in paths:
         if not Path(path).is_file():
             raise ConfigError(f"extensions: there is no file {path!r}; give the path of a Python file")
         try:
-            runpy.run_path(path, run_name=f"extension_{re.sub(r'[^A-Za-z0-9_]', '_', Path(path).stem)}")
+            runpy.run_path(path, run_name=f"{_MODULE}{re.sub(r'[^A-Za-z0-9_]', '_', Path(path).stem)}")
         except ConfigError as error:
             raise ConfigError(f"extensions: {path}: {error}") from None
         except Exception as error:
@@ -165,18 +196,32 @@ def digest(paths: Sequence[str]) -> str:
 def _name(name: str, what: str, taken: dict[str, Any], function: Callable[[Any], Any]) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", name):
         raise ConfigError(f"a {what} cannot be named {name!r}: letters, digits and _, at most 64, no digit first")
-    if name in taken and taken[name].source != _digest(function):
-        raise ConfigError(f"there are two {what}s named {name!r}; rename one")
+    if name in taken:
+        one, two = taken[name].function, function
+        same_file = _file(one) == _file(two)
+        # A notebook's cell that is run again redefines its function: another file, or the same line of it.
+        if one.__module__ != two.__module__ or (same_file and _where(one) != _where(two)):
+            raise ConfigError(f"there are two {what}s named {name!r} ({_where(one)}, and {_where(two)}); rename one")
     return name
+
+
+def _file(function: Callable[[Any], Any]) -> str:
+    code = getattr(function, "__code__", None)
+    return code.co_filename if code else repr(function)
 
 
 def _about(function: Callable[[Any], Any]) -> str:
     return " ".join((inspect.getdoc(function) or function.__name__.replace("_", " ")).split())
 
 
-def _digest(function: Callable[[Any], Any]) -> str:
+def _where(function: Callable[[Any], Any]) -> str:
+    code = getattr(function, "__code__", None)
+    return f"{_file(function)}, line {code.co_firstlineno}" if code else repr(function)
+
+
+def _digest(function: Callable[[Any], Any], *options: object) -> str:
     try:
         text = textwrap.dedent(inspect.getsource(function))
     except (OSError, TypeError):  # typed into a terminal
         text = repr(function.__code__.co_code) if hasattr(function, "__code__") else repr(function)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(f"{text}\0{options}".encode()).hexdigest()

@@ -436,6 +436,7 @@ def _train_key(context: Context) -> str:
     fields = {
         "at",
         "windows",
+        "features",
         "context",
         "outcomes",
         "lateness",
@@ -449,7 +450,8 @@ def _train_key(context: Context) -> str:
     part |= {"count_machines": context.config.quality.count_machines}
     ends = {client: context.as_of(client) for client in context.store.clients()}
     store = (context.config.store_uri, context.store.version())
-    return fingerprint("train", code_version(), store, context.backend.name, part, ends)
+    own = (extensions.digest(context.config.extensions), [(f.name, f.source) for f in extensions.features()])
+    return fingerprint("train", code_version(), store, context.backend.name, part, ends, own)
 
 
 def _decide_key(context: Context) -> str:

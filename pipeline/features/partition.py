@@ -26,7 +26,8 @@ class Partition:
     same with machine events taken out (the same array where none are flagged). ``starts``: int64[S+1]; ``seg``:
     int64[n]. ``campaign``: int32[n], -1 for null, codes of this partition alone. ``value``: int64[n], micro-units.
     ``ingested``: int64[n], when each row arrived. ``provider``: int32[n], position in a vocabulary, its length for a
-    provider that is not in it, -1 for null. ``campaign_id``: int64[n], see ``sequences.ids``.
+    provider that is not in it, -1 for null. ``campaign_id``: int64[n], see ``sequences.ids``. ``frame``: the events
+    themselves, for features of the user's own.
     """
 
     backend: Backend
@@ -42,6 +43,7 @@ class Partition:
     ingested: Array | None = None
     provider: Array | None = None
     campaign_id: Array | None = None
+    frame: Frame | None = None
 
     @property
     def xp(self) -> Any:
@@ -72,7 +74,11 @@ class Partition:
         Args:
             rows: int64[m]; seg: int64[m], the new segment of each: 0, 0, 1, ...
         """
-        taken: dict[str, Any] = {"starts": kernels.segment_starts(self.xp, seg), "seg": seg}
+        taken: dict[str, Any] = {"starts": kernels.segment_starts(self.xp, seg), "seg": seg, "frame": None}
+        if self.frame is not None:
+            frame = self.frame.iloc[rows]
+            frame.index = self.backend.df.Index(seg, name=frame.index.name)  # a subscriber may be here repeatedly
+            taken["frame"] = frame
         for field in dataclasses.fields(self):
             column = getattr(self, field.name)
             if field.name not in taken and hasattr(column, "shape"):
@@ -90,23 +96,6 @@ class Partition:
     def window_counts(self, kinds: int, seg: Array, at: Array, windows: list[int], out: Array) -> None:
         """See :func:`kernels.window_counts`; machine events are not counted."""
         self.backend.kernels.window_counts(self.xp, self.starts, self.ts, self.human, kinds, seg, at, windows, out)
-
-    def last_times(self, kinds: int, seg: Array, at: Array) -> Array:
-        """See :func:`kernels.last_times`."""
-        return self.backend.kernels.last_times(self.xp, self.starts, self.ts, self.human, kinds, seg, at, NEVER)
-
-    def ignored_streak(self, exposure: tuple[str, ...], responses: tuple[str, ...], seg: Array, at: Array) -> Array:
-        """See :func:`kernels.ignored_streak`."""
-        exposed, responded = self.is_any(self.human, exposure), self.is_any(self.human, responses)
-        return self.backend.kernels.ignored_streak(self.xp, self.starts, self.ts, exposed, responded, seg, at)
-
-    def history(self, seg: Array, at: Array) -> Array:
-        """The subscriber's events before each point, machine events left out: int64[q]."""
-        end = self.positions(seg, at)
-        if self.human is self.kind:
-            return end - self.starts[seg]
-        machine = kernels.prefix_count(self.xp, (self.human < 0) & (self.kind >= 0))
-        return end - self.starts[seg] - (machine[end] - machine[self.starts[seg]])
 
 
 def partition_arrays(

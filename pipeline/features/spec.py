@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
-from pipeline.config import KINDS, Config, format_duration
+from pipeline.config import Config, format_duration
 from pipeline.errors import ConfigError, ModelError, did_you_mean
 from pipeline.features.sequences import SequenceSpec
 from pipeline.features.trailing import ContextSpec
 
-FORMAT = 1
+FORMAT = 2  # 2: features have how, until and source
 DAY = 86_400_000_000
 
 # A rate is (n + SMOOTH_HITS) / (d + SMOOTH_TRIALS): ten imagined exposures with one response.
@@ -25,36 +25,29 @@ ENDINGS = ("unsubscribe", "complaint", "hard_bounce")  # after one of these, no 
 BOUNCES = ("soft_bounce", "hard_bounce")
 RESPONSES = ("open", "click")
 
-Op = Literal[
-    "count",
-    "recency",
-    "rate",
-    "streak",
-    "tenure",
-    "history",
-    "hour_sin",
-    "hour_cos",
-    "weekday_sin",
-    "weekday_cos",
-    "context",
-]
-
 
 @dataclass(frozen=True)
 class Feature:
-    """One column of X. ``window`` in microseconds, None for the whole history; the value is float32."""
+    """One column of X; the value is float32.
+
+    ``op``: the computation, a key of ``windows.COLUMNS``, and ``how`` one variant of it. ``kind``: the event kind it is
+    about, or for op "own" the name of a function of the user's, whose text has the digest ``source``. ``window``:
+    microseconds, None for the whole history; ``until``: a tile's near end, microseconds before the decision.
+    """
 
     name: str
-    op: Op
+    op: str
     definition: str
     unit: str
     kind: str | None = None
     window: int | None = None
     dtype: str = "float32"
     how: str | None = None
+    until: int | None = None
+    source: str | None = None
 
 
-_HISTORY = Feature("history", "history", "the subscriber's events before at, of any kind", "events")
+HISTORY = Feature("history", "history", "the subscriber's events before at, of any kind", "events")
 
 
 @dataclass(frozen=True)
@@ -63,8 +56,9 @@ class FeatureSpec:
 
     ``kinds``: the kinds counted; ``windows``: microseconds, ascending; ``exposure``: the denominator of rates and what
     a streak counts; ``bounces``: kinds subtracted from the denominator; ``responses``: kinds that end a streak;
-    ``cap``: recencies are at most this, microseconds; ``absent``: what the log could not give, for the user to read;
-    ``context``: how rates of everybody are made, see ``context.py``; ``sequences``: what is beside X, ``sequences.py``.
+    ``acts``: what a subscriber does, for active days; ``cap``: recencies are at most this, microseconds; ``absent``:
+    what the log could not give, for the user to read; ``context``: how rates of everybody are made, see ``context.py``;
+    ``sequences``: what is beside X, ``sequences.py``.
     """
 
     features: tuple[Feature, ...]
@@ -73,6 +67,7 @@ class FeatureSpec:
     exposure: str | None
     bounces: tuple[str, ...] = ()
     responses: tuple[str, ...] = ()
+    acts: tuple[str, ...] = ()
     cap: int = 90 * DAY
     absent: tuple[str, ...] = ()
     context: ContextSpec | None = None
@@ -80,10 +75,16 @@ class FeatureSpec:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns of the log that features take, beside key, time, kind and machine."""
+        """The columns of the log that built-in features take, beside key, time, kind and machine."""
         levels = self.context.levels if self.context else ()
-        listed = ("campaign",) if self.sequences and self.sequences.campaigns else ()
-        return tuple(n for n in ("campaign", "provider") if n in (*levels, *listed))
+        listed = self.sequences is not None and bool(self.sequences.campaigns)
+        ops = {f.op for f in self.features}
+        read = {
+            "campaign": "campaign" in levels or "campaigns" in ops or listed,
+            "provider": "provider" in levels,
+            "value": "value" in ops,
+        }
+        return tuple(name for name, wanted in read.items() if wanted)
 
     @property
     def names(self) -> list[str]:
@@ -108,72 +109,25 @@ class FeatureSpec:
     def counts(cls, kinds: Iterable[str], windows: Iterable[int], exposure: str | None = None) -> FeatureSpec:
         """Counts of each kind in each window and nothing else; column ``window * len(kinds) + kind``."""
         kinds, windows = tuple(kinds), tuple(windows)
-        return cls(tuple(_counts(kinds, windows)), kinds, windows, exposure, cap=max(windows))
+        return cls(tuple(counts(kinds, windows)), kinds, windows, exposure, cap=max(windows))
 
     @classmethod
     def history(cls) -> FeatureSpec:
         """How many events a subscriber has, and nothing else: what can be said without a model."""
-        return cls((_HISTORY,), (), (), None)
+        return cls((HISTORY,), (), (), None)
 
     @classmethod
     def from_config(cls, config: Config, kinds_present: Iterable[str]) -> FeatureSpec:
-        """Every built-in feature that a log with these kinds allows.
+        """The configured groups of built-in features, as far as a log with these kinds allows, and the user's own.
 
         Args:
             kinds_present: the event kinds found in the store, any order.
         Raises:
-            ConfigError: the kind that decisions are made at is not in the log.
+            ConfigError: the kind that decisions are made at is not in the log, or two features have one name.
         """
-        present = set(kinds_present)
-        if config.at.event is not None and config.at.event not in present:
-            raise ConfigError(
-                f"at.event is {config.at.event!r}, but the log has no such events; "
-                f"{did_you_mean(config.at.event, present)}"
-            )
-        kinds = tuple([k for k in KINDS if k in present] + sorted(present - set(KINDS)))
-        windows, cap = tuple(config.windows), max(config.windows)
-        exposure = config.at.event or ("send" if "send" in present else None)
-        outcome_kinds = [k for o in config.outcomes.values() for k in o.kinds]
-        wanted = [*RESPONSES, *(k for k in outcome_kinds if k not in (*RESPONSES, *ENDINGS, *BOUNCES, exposure))]
-        rated = [k for k in dict.fromkeys(wanted) if k in present]
-        responses = tuple(k for k in RESPONSES if k in present) or tuple(rated)
-        bounces = tuple(k for k in BOUNCES if k in present) if exposure == "send" else ()
-        features = _counts(kinds, windows)
-        for kind in kinds:
-            features.append(
-                Feature(
-                    f"days_since_{kind}",
-                    "recency",
-                    f"days from the latest {kind} before at, at most {format_duration(cap)}; that where there is none",
-                    "days",
-                    kind,
-                )
-            )
-        absent = []
-        if exposure is None:
-            absent.append("rates and ignored streak: the log has no exposure kind (at.event, or 'send')")
-        else:
-            below = exposure if not bounces else f"({exposure} - {' - '.join(bounces)})"
-            for window in windows:
-                for kind in rated:
-                    features.append(_rate(kind, below, window))
-            if responses:
-                definition = f"{exposure} events since the latest {' or '.join(responses)} before at"
-                features.append(Feature("ignored_streak", "streak", definition, "events"))
-        features += [
-            Feature("tenure", "tenure", "days from the subscriber's first event to at, at least 0", "days"),
-            _HISTORY,
-        ]
-        for op, what, full in (("hour", "hour of the day", 24), ("weekday", "day of the week, Monday 0", 7)):
-            for wave in ("sin", "cos"):
-                definition = f"{wave}(2 pi x / {full}), x the {what}, in the client's time zone, at the decision"
-                features.append(Feature(f"{op}_{wave}", f"{op}_{wave}", definition, "1"))  # type: ignore[arg-type]
-        # A log that is not of messages does not lack their kinds.
-        usual = [*KINDS, *outcome_kinds] if present & set(KINDS) else outcome_kinds
-        lacking = dict.fromkeys(k for k in usual if k not in present)
-        if lacking:
-            absent.append(f"counts, recencies and rates of {', '.join(lacking)}: the log has none")
-        return cls(tuple(features), kinds, windows, exposure, bounces, responses, cap, tuple(absent))
+        from pipeline.features.catalogue import specification
+
+        return specification(config, kinds_present)
 
     # -- JSON --------------------------------------------------------------------------------------------------
 
@@ -203,25 +157,18 @@ class FeatureSpec:
         return cls.from_dict(json.loads(text))
 
 
-def _counts(kinds: tuple[str, ...], windows: tuple[int, ...]) -> list[Feature]:
+def counts(kinds: Iterable[str], windows: Iterable[int | None]) -> list[Feature]:
+    """How often each kind happened in each window; None is the whole history."""
     return [
-        Feature(
-            f"{kind}_{format_duration(window)}",
-            "count",
-            f"{kind} events in [at - {format_duration(window)}, at)",
-            "events",
-            kind,
-            window,
-        )
-        for window in windows
-        for kind in kinds
+        Feature(f"{k}_{label(w)}", "count", f"{k} events in {span(w)}", "events", k, w) for w in windows for k in kinds
     ]
 
 
-def _rate(kind: str, below: str, window: int) -> Feature:
-    span = format_duration(window)
-    definition = (
-        f"({kind} + {SMOOTH_HITS:g}) / ({below} + {SMOOTH_TRIALS:g}), each counted in [at - {span}, at); "
-        "the denominator's count is at least 0"
-    )
-    return Feature(f"{kind}_rate_{span}", "rate", definition, "1", kind, window)
+def label(window: int | None) -> str:
+    """A window in a feature's name."""
+    return "ever" if window is None else format_duration(window)
+
+
+def span(window: int | None) -> str:
+    """A window in a feature's definition."""
+    return "the whole history before at" if window is None else f"[at - {format_duration(window)}, at)"

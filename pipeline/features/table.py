@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.backend import Array, Backend, Frame, backend_of
 from pipeline.errors import DataError
-from pipeline.features import samples, windows
+from pipeline.features import own, samples, windows
 from pipeline.features.context import Context
 from pipeline.features.knowledge import corrections
 from pipeline.features.partition import Partition, partition_arrays
@@ -73,17 +73,20 @@ def feature_table(
     backend = backend or backend_of(events)
     xp = backend.xp
     events = _visible(events, request, backend)
+    ops = {f.op for f in spec.features}
     vocabulary = list(dict.fromkeys([*spec.kinds, *request.kinds]))
     part = partition_arrays(
         events,
         vocabulary,
         backend,
-        campaign=any(h.match for h in request.heads),
-        value=any(h.sum for h in request.heads),
+        campaign=any(h.match for h in request.heads) or "campaigns" in ops,
+        value=any(h.sum for h in request.heads) or "value" in ops,
         ingested=request.per_decision,
         providers=None if context is None else context.names["provider"],
         campaigns=None if spec.sequences is None else spec.sequences.campaigns,
     )
+    if "own" in ops:
+        part.frame = events
     points = samples.decision_points(part, request)
     censored = downsampled = 0
     heads = len(request.heads)
@@ -156,8 +159,13 @@ def _write(
 
 
 def read_columns(store: Any, spec: FeatureSpec, request: SampleRequest) -> list[str]:
-    """The columns of the store that a table of these features and labels reads, beside the key."""
-    return [c for c in dict.fromkeys([*request.columns(), *spec.columns]) if c in store.columns]
+    """The columns of the store that a table of these features and labels reads, beside the key.
+
+    Raises:
+        ConfigError, ModelError: see :func:`own.columns`.
+    """
+    wanted = [*request.columns(), *spec.columns, *own.columns(spec, store.columns)]
+    return [c for c in dict.fromkeys(wanted) if c in store.columns]
 
 
 def feature_tables(

@@ -1,22 +1,26 @@
-"""Point-in-time features of decision points: counts, recencies, rates, streaks, tenure and the calendar.
+"""Point-in-time features of decision points: the columns of X, from what a partition's rows say before each point.
 
 A point sees ``[at - window, at)`` and nothing at or after ``at``. What each column means is in
-:class:`~pipeline.features.spec.FeatureSpec`; what is computed here follows it alone.
+:class:`~pipeline.features.spec.FeatureSpec`; what is computed here follows it alone. Each computation is a function of
+a block of points and a feature, named by the feature's ``op``; the simple ones are here, the others in ``rhythm.py``,
+``values.py`` and ``own.py``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from pipeline.backend import Array
 from pipeline.errors import DataError
-from pipeline.features.calendar import local_time
+from pipeline.features import own, rhythm, values
+from pipeline.features.blocks import Block, Rows
 from pipeline.features.partition import Partition
-from pipeline.features.spec import DAY, SMOOTH_HITS, SMOOTH_TRIALS, FeatureSpec
+from pipeline.features.spec import DAY, SMOOTH_HITS, SMOOTH_TRIALS, Feature, FeatureSpec, counts
 
-_HOUR = 3_600_000_000
+POINTS = 1 << 13  # of a block: its columns stay in the CPU's cache
 
 
 def write_features(part: Partition, spec: FeatureSpec, seg: Array, at: Array, timezone: str, out: Array) -> None:
@@ -29,80 +33,97 @@ def write_features(part: Partition, spec: FeatureSpec, seg: Array, at: Array, ti
     """
     if len(seg) == 0:
         return
-    xp = part.xp
     kinds, windows = list(spec.kinds), list(spec.windows)
     if part.vocabulary[: len(kinds)] != kinds:
         raise DataError("the partition's kinds must begin with the specification's")
-    ops = {f.op for f in spec.features}
-    sources: dict[str, Array] = {"at": at}
-    wide, direct = len(kinds) * len(windows), False
-    if ops & {"count", "rate"}:
-        direct = [f.name for f in spec.features[:wide]] == [f.name for f in FeatureSpec.counts(kinds, windows).features]
-        # The whole rows, so that the compiled twin sees contiguous ones.
-        sources["counts"] = out if direct else xp.empty((len(seg), wide), dtype=xp.float32)
-        part.window_counts(len(kinds), seg, at, windows, sources["counts"])
-    if "recency" in ops:
-        sources["last"] = part.last_times(len(kinds), seg, at)
-    if "streak" in ops:
-        sources["streak"] = part.ignored_streak((spec.exposure or "",), spec.responses, seg, at)
-    if "tenure" in ops:
-        sources["first"] = part.ts[part.starts[seg]]
-    if "history" in ops:
-        sources["history"] = part.history(seg, at)
-    if ops & {"hour_sin", "hour_cos", "weekday_sin", "weekday_cos"}:
-        sources["local"] = local_time(xp, at, timezone)
+    wide = len(kinds) * len(windows)
+    direct = wide > 0 and list(spec.features[:wide]) == counts(kinds, windows)
     if direct and len(spec) == wide:
+        # The whole rows, so that the compiled twin sees contiguous ones.
+        part.window_counts(len(kinds), seg, at, windows, out)
         return
-    # Column after column of a row-major matrix: in blocks of rows that stay in the CPU's cache.
-    block = len(seg) if part.backend.on_gpu else 1 << 13
-    for start in range(0, len(seg), block):
-        rows = slice(start, start + block)
-        _derive(xp, spec, {name: source[rows] for name, source in sources.items()}, direct, out[rows])
+    rows = Rows(part, spec, timezone)
+    mine = [
+        (j, f) for j, f in enumerate(spec.features) if f.op != "context"
+    ]  # not of a partition alone: see context.py
+    # The array functions cost a pass over the partition at each call: there, one block of everything.
+    size = POINTS if part.backend.compiled else len(seg)
+    for start in range(0, len(seg), size):
+        some = slice(start, start + size)
+        block = Block(rows, seg[some], at[some])
+        for j, feature in mine:
+            out[some, j] = COLUMNS[feature.op](block, feature)
 
 
-def _derive(xp: Any, spec: FeatureSpec, sources: dict[str, Array], direct: bool, out: Array) -> None:
-    """The columns of a block of rows from what the kernels found; counts are there already where ``direct``."""
-    kinds = list(spec.kinds)
-    column = {(k, w): i * len(kinds) + j for i, w in enumerate(spec.windows) for j, k in enumerate(kinds)}
-    at, counts = sources["at"], sources.get("counts")
-    calendar = _calendar(xp, sources["local"]) if "local" in sources else {}
-    for j, feature in enumerate(spec.features):
-        if feature.op == "count":
-            assert counts is not None
-            source = column[feature.kind, feature.window]  # type: ignore[index]
-            if not direct or source != j:
-                out[:, j] = counts[:, source]
-        elif feature.op == "rate":
-            assert counts is not None
-            hits = counts[:, column[feature.kind, feature.window]]  # type: ignore[index]
-            trials = counts[:, column[spec.exposure, feature.window]]  # type: ignore[index]
-            for bounce in spec.bounces:
-                trials = trials - counts[:, column[bounce, feature.window]]  # type: ignore[index]
-            trials = xp.maximum(trials, np.float32(0))
-            out[:, j] = (hits + np.float32(SMOOTH_HITS)) / (trials + np.float32(SMOOTH_TRIALS))
-        elif feature.op == "recency":
-            latest = sources["last"][:, kinds.index(feature.kind)]  # type: ignore[arg-type]
-            out[:, j] = (at - xp.maximum(latest, at - spec.cap)) / DAY
-        elif feature.op == "tenure":
-            out[:, j] = xp.maximum(at - sources["first"], 0) / DAY
-        elif feature.op == "context":
-            continue  # not of a partition alone: context.py writes it
-        elif feature.op in sources:
-            out[:, j] = sources[feature.op]
-        else:
-            out[:, j] = calendar[feature.op]
+def _count(block: Block, feature: Feature) -> Array:
+    found = block.counts[:, _column(block, feature.kind, feature.window)]
+    return found if feature.until is None else found - block.counts[:, _column(block, feature.kind, feature.until)]
 
 
-# -- the calendar ----------------------------------------------------------------------------------------------
+def _rate(block: Block, feature: Feature) -> Array:
+    xp, spec = block.xp, block.spec
+    hits = block.counts[:, _column(block, feature.kind, feature.window)]
+    trials = block.counts[:, _column(block, spec.exposure, feature.window)]
+    for bounce in spec.bounces:
+        trials = trials - block.counts[:, _column(block, bounce, feature.window)]
+    trials = xp.maximum(trials, np.float32(0))
+    return (hits + np.float32(SMOOTH_HITS)) / (trials + np.float32(SMOOTH_TRIALS))
 
 
-def _calendar(xp: Any, local: Array) -> dict[str, Array]:
-    hour = local // _HOUR % 24
-    weekday = (local // DAY + 3) % 7  # 1970-01-01 was a Thursday
-    waves = {}
-    for name, value, period in (("hour", hour, 24), ("weekday", weekday, 7)):
-        # From small tables made on the host, so that both backends give the same bits.
-        angle = 2 * np.pi * np.arange(period) / period
-        waves[f"{name}_sin"] = xp.asarray(np.sin(angle).astype(np.float32))[value]
-        waves[f"{name}_cos"] = xp.asarray(np.cos(angle).astype(np.float32))[value]
-    return waves
+def _column(block: Block, kind: str | None, window: int | None) -> int:
+    spec = block.spec
+    place = len(spec.windows) if window is None else spec.windows.index(window)
+    return place * len(spec.kinds) + spec.kinds.index(kind or "")
+
+
+def _recency(block: Block, feature: Feature) -> Array:
+    latest = block.last[:, block.spec.kinds.index(feature.kind or "")]
+    return (block.at - block.xp.maximum(latest, block.at - block.spec.cap)) / DAY
+
+
+def _streak(block: Block, feature: Feature) -> Array:
+    part, rows = block.part, block.rows
+    streak = part.backend.kernels.ignored_streak
+    return streak(block.xp, part.starts, part.ts, rows.exposed, rows.responded, block.seg, block.at)
+
+
+def _tenure(block: Block, feature: Feature) -> Array:
+    return block.xp.maximum(block.at - block.part.ts[block.first_row], 0) / DAY
+
+
+def _history(block: Block, feature: Feature) -> Array:
+    seen = block.end - block.first_row
+    machines = block.rows.machines_before
+    return seen if machines is None else seen - (machines[block.end] - machines[block.first_row])
+
+
+def _wave(name: str, period: int) -> Callable[[Block, Feature], Array]:
+    # From small tables made on the host, so that both backends give the same bits.
+    angle = 2 * np.pi * np.arange(period) / period
+    table = {"sin": np.sin, "cos": np.cos}[name](angle).astype(np.float32)
+
+    def column(block: Block, feature: Feature) -> Array:
+        return block.xp.asarray(table)[block.local_hour if period == 24 else block.local_weekday]
+
+    return column
+
+
+COLUMNS: dict[str, Callable[[Block, Feature], Any]] = {
+    "count": _count,
+    "rate": _rate,
+    "recency": _recency,
+    "streak": _streak,
+    "tenure": _tenure,
+    "history": _history,
+    "hour_sin": _wave("sin", 24),
+    "hour_cos": _wave("cos", 24),
+    "weekday_sin": _wave("sin", 7),
+    "weekday_cos": _wave("cos", 7),
+    "gap": rhythm.gap,
+    "run": rhythm.run,
+    "affinity": rhythm.affinity,
+    "campaigns": values.campaigns,
+    "active_days": values.active_days,
+    "value": values.value,
+    "own": own.column,
+}

@@ -9,9 +9,21 @@ import pyarrow as pa
 from hypothesis import strategies as st
 
 from pipeline.backend import Backend
+from pipeline.config import GROUPS, Config
 
 DAY = 86_400_000_000
 KINDS = ["send", "open", "click", "unsubscribe", "subscribe", "purchase"]
+# Every group of built-in features, values of purchases among them.
+EVERYTHING = Config(
+    source={"path": "log", "columns": {"subscriber": "id", "ts": "ts", "event": "event", "campaign": "campaign"}},
+    windows=["1d", "7d"],
+    outcomes={
+        "click": {"events": "click", "within": "3d"},
+        "spend": {"sum": "value", "of": "purchase", "within": "4d"},
+    },
+    decide={"hold_when": None},
+    features={"groups": list(GROUPS)},
+)
 
 
 class Event(NamedTuple):

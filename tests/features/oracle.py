@@ -2,32 +2,106 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import itertools
+import zoneinfo
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
 from pipeline.features.samples import Head, SampleRequest
 from pipeline.features.spec import FeatureSpec
 from tests.features.logs import DAY, Event
 
 
-def feature(spec: FeatureSpec, events: list[Event], key: int, at: int) -> dict[str, float]:
-    """The counts, recencies, rates, streak, tenure and history of one decision point."""
-    seen = [e for e in events if e.key == key and e.ts < at and not e.machine]
+def feature(
+    spec: FeatureSpec, events: list[Event], key: int, at: int, timezone: str = "UTC", own: dict[str, Own] | None = None
+) -> dict[str, float]:
+    """Every feature of one decision point but the calendar; ``own``: what the user's functions give an event."""
+    everything = [e for e in events if e.key == key and e.ts < at]
+    seen = [e for e in everything if not e.machine]
     out: dict[str, float] = {}
-    counts = {(k, w): sum(e.event == k and e.ts >= at - w for e in seen) for k in spec.kinds for w in spec.windows}
     for f in spec.features:
+        inside = [e for e in seen if f.window is None or e.ts >= at - f.window]
+        count = Counter(e.event for e in inside)
         if f.op == "count":
-            out[f.name] = counts[f.kind, f.window]
+            near = at if f.until is None else at - f.until
+            out[f.name] = sum(e.event == f.kind and e.ts < near for e in inside)
         elif f.op == "rate":
-            trials = counts[spec.exposure, f.window] - sum(counts[b, f.window] for b in spec.bounces)
-            out[f.name] = (counts[f.kind, f.window] + 1) / (max(trials, 0) + 10)
+            trials = count[spec.exposure] - sum(count[b] for b in spec.bounces)
+            out[f.name] = (count[f.kind] + 1) / (max(trials, 0) + 10)
         elif f.op == "recency":
             out[f.name] = min([at - e.ts for e in seen if e.event == f.kind] + [spec.cap]) / DAY
         elif f.op == "streak":
             answered = max([e.ts for e in seen if e.event in spec.responses], default=-(2**63))
             out[f.name] = sum(e.event == spec.exposure and e.ts > answered for e in seen)
         elif f.op == "tenure":
-            out[f.name] = max([at - e.ts for e in events if e.key == key and e.ts < at], default=0) / DAY
+            out[f.name] = max([at - e.ts for e in everything], default=0) / DAY
         elif f.op == "history":
             out[f.name] = len(seen)
+        elif f.op == "campaigns":
+            asked = [e for e in inside if f.how != "answered" or e.event in spec.responses]
+            out[f.name] = len({e.campaign for e in asked if e.campaign is not None})
+        elif f.op == "active_days":
+            out[f.name] = len({local(e.ts, timezone).date() for e in inside if e.event in spec.acts})
+        elif f.op == "value":
+            values = [e.value / 1e6 for e in inside if (e.event == f.kind if f.kind else e.value != 0)]
+            out[f.name] = AGGREGATES[str(f.how)](values)
+        elif f.op == "own":
+            given = [(own or {})[str(f.kind)](e) for e in inside]
+            out[f.name] = AGGREGATES[str(f.how)]([v for v in given if v is not None])
+        elif f.op == "affinity":
+            cell = {"hour": lambda t: t.hour, "weekday": lambda t: t.weekday()}[str(f.how)]
+            mine = [cell(local(e.ts, timezone)) for e in seen if e.event == f.kind]
+            cells = {"hour": 24, "weekday": 7}[str(f.how)]
+            out[f.name] = (mine.count(cell(local(at, timezone))) + 1) / (len(mine) + cells)
+        elif f.op == "gap":
+            out[f.name] = gap(str(f.how), [e.ts for e in inside if e.event == spec.exposure], everything[:1])
+        elif f.op == "run":
+            out[f.name] = run(spec, f.how, seen, at, f.window)
     return out
+
+
+Own = Callable[[Event], Any]
+AGGREGATES: dict[str, Callable[[list[Any]], float]] = {
+    "sum": sum,
+    "mean": lambda v: sum(v) / len(v) if v else 0,
+    "min": lambda v: min(v, default=0),
+    "max": lambda v: max(v, default=0),
+    "first": lambda v: v[0] if v else 0,
+    "last": lambda v: v[-1] if v else 0,
+    "distinct": lambda v: len(set(v)),
+}
+
+
+def local(ts: int, timezone: str) -> dt.datetime:
+    return (dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=ts)).astimezone(
+        zoneinfo.ZoneInfo(timezone)
+    )
+
+
+def gap(how: str, times: list[int], first: list[Event]) -> float:
+    if how == "trend":
+        times = [(t - first[0].ts) // 1_000_000 * 1_000_000 for t in times]
+    gaps = [b - a for a, b in itertools.pairwise(times)]
+    if how == "last":
+        return gaps[-1] / DAY if gaps else 0
+    if how == "mean":
+        return sum(gaps) / len(gaps) / DAY if gaps else 0
+    return float(np.polyfit(range(len(gaps)), np.array(gaps) / DAY, 1)[0]) if len(gaps) > 1 else 0
+
+
+def run(spec: FeatureSpec, how: str | None, seen: list[Event], at: int, window: int | None) -> int:
+    times = sorted({e.ts for e in seen if e.event == spec.exposure})
+    answers = [e.ts for e in seen if e.event in spec.responses]
+    answered = {a: any(a <= r < b for r in answers) for a, b in itertools.pairwise([*times, at])}
+    sends = [e.ts for e in seen if e.event == spec.exposure and (how == "current" or not window or e.ts >= at - window)]
+    runs = [(fate, len(list(group))) for fate, group in itertools.groupby(answered[t] for t in sends)]
+    if how == "current":
+        return runs[-1][1] if runs and runs[-1][0] else 0
+    return max((length for fate, length in runs if fate == (how == "answered")), default=0)
 
 
 def label(head: Head, request: SampleRequest, events: list[Event], send: Event) -> tuple[float, float]:

@@ -10,16 +10,15 @@ import pytest
 from hypothesis import given, settings
 
 from pipeline.backend import Backend, choose
-from pipeline.config import Config
-from pipeline.features import kernels
+from pipeline.features import aggregates, kernels
 from pipeline.features.samples import Head, SampleRequest
 from pipeline.features.spec import FeatureSpec
 from pipeline.features.table import feature_table
-from tests.features.logs import DAY, KINDS, Event, frame_of, logs
+from tests.features.logs import DAY, EVERYTHING, KINDS, Event, frame_of, logs
 from tests.strict_numpy import StrictArray
 from tests.strict_numpy import xp as strict
 
-SPEC = FeatureSpec.from_config(Config(windows=["1d", "7d"]), KINDS)
+SPEC = FeatureSpec.from_config(EVERYTHING, KINDS)
 HEADS = (
     Head("any", ("unsubscribe", "click"), 3 * DAY),
     Head("matched", ("click", "open", "send"), 2 * DAY, match=True),
@@ -50,8 +49,16 @@ class StrictBackend(Backend):
         return strict
 
     @property
+    def compiled(self) -> bool:
+        return False
+
+    @property
     def kernels(self) -> Any:
         return kernels
+
+    @property
+    def aggregates(self) -> Any:
+        return aggregates
 
     def column(self, series: Any) -> Any:
         return super().column(series).view(StrictArray)

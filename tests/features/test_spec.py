@@ -38,7 +38,8 @@ def test_another_format_is_refused() -> None:
 def test_absent_kinds_have_no_features_and_are_reported() -> None:
     spec = FeatureSpec.from_config(Config(), ["send", "open"])
     assert not [n for n in spec.names if "click" in n or "bounce" in n]
-    (lacking,) = spec.absent
+    values, lacking = spec.absent
+    assert values == "values: the log has none (source.columns.value)"
     assert lacking.startswith("counts, recencies and rates of click, delete, complaint, ")
     assert lacking.endswith("hard_bounce: the log has none")
     assert spec.responses == ("open",)
@@ -55,7 +56,7 @@ def test_a_log_that_is_not_email() -> None:
     assert "purchase_30d" in spec.names
     assert not [n for n in spec.names if "rate" in n or n == "ignored_streak"]
     (lacking,) = spec.absent  # and not a word of opens and clicks
-    assert lacking.startswith("rates and ignored streak")
+    assert lacking.startswith("rates, ignored streak, gaps and runs: the log has no exposure kind")
 
 
 def test_an_outcome_of_one_s_own_is_a_response() -> None:

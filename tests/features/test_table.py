@@ -12,9 +12,9 @@ from pipeline.features.samples import Head, SampleRequest
 from pipeline.features.spec import FeatureSpec
 from pipeline.features.table import FeatureTable, concat, feature_table
 from tests.features import oracle
-from tests.features.logs import DAY, KINDS, Event, by_key_range, frame_of, logs, ordered, random_log
+from tests.features.logs import DAY, EVERYTHING, KINDS, Event, by_key_range, frame_of, logs, ordered, random_log
 
-SPEC = FeatureSpec.from_config(Config(windows=["1d", "7d"]), KINDS)
+SPEC = FeatureSpec.from_config(EVERYTHING, KINDS)
 HEADS = (
     Head("any", ("unsubscribe", "click"), 3 * DAY),
     Head("matched", ("click", "open"), 2 * DAY, match=True),
@@ -51,10 +51,11 @@ def columns(table: FeatureTable, backend: Backend) -> list[dict[str, float]]:
     return [dict(zip(table.spec.names, r, strict=True)) for r in backend.to_host(table.X).tolist()]
 
 
-@generated(400)
+@generated(150)
 @given(events=logs(machine=True))
 def test_features_and_labels_agree_with_plain_python(backend: Backend, events: list[Event]) -> None:
-    table = feature_table(frame_of(events, backend, machine=True), SPEC, request(), backend)
+    zone = "America/New_York"
+    table = feature_table(frame_of(events, backend, machine=True), SPEC, request(timezone=zone), backend)
     sends = [e for e in events if e.event == "send" and e.ts < AS_OF]
     expected = [[oracle.label(h, request(), events, s) for h in HEADS] for s in sends]
     kept = [i for i, known in enumerate(expected) if any(m for _, m in known)]
@@ -63,8 +64,22 @@ def test_features_and_labels_agree_with_plain_python(backend: Backend, events: l
     assert backend.to_host(table.y).tolist() == [[y for y, _ in expected[i]] for i in kept]
     assert backend.to_host(table.mask).tolist() == [[m for _, m in expected[i]] for i in kept]
     for i, row in zip(kept, columns(table, backend), strict=True):
-        for name, value in oracle.feature(SPEC, events, sends[i].key, sends[i].ts).items():
+        for name, value in oracle.feature(SPEC, events, sends[i].key, sends[i].ts, zone).items():
             assert row[name] == pytest.approx(value, rel=1e-6, abs=1e-6), name
+
+
+def test_features_of_long_histories_agree_with_plain_python(backend: Backend) -> None:
+    """Windows of hundreds of events, and times that are no round numbers."""
+    rng = np.random.default_rng(12)
+    events = random_log(rng, 1500, 3, 60)
+    events = [e._replace(machine=bool(m)) for e, m in zip(events, rng.random(len(events)) < 0.1, strict=True)]
+    asked = request(as_of=60 * DAY, heads=(), timezone="Europe/Berlin", since=20 * DAY)
+    table = feature_table(frame_of(events, backend, machine=True), SPEC, asked, backend)
+    sends = [e for e in events if e.event == "send" and e.ts >= 20 * DAY]
+    found = columns(table, backend)
+    for i in range(0, len(sends), 9):
+        for name, value in oracle.feature(SPEC, events, sends[i].key, sends[i].ts, "Europe/Berlin").items():
+            assert found[i][name] == pytest.approx(value, rel=1e-6, abs=1e-6), name
 
 
 @generated(80)
