@@ -42,7 +42,7 @@ from pipeline.events.prepare import Prepared, prepare
 from pipeline.events.quality import Rulebook, RuleResult
 from pipeline.events.quarantine import encode as encode_quarantine
 from pipeline.events.quarantine import together
-from pipeline.events.ranges import BatchRows, Blocks, Piece, Range, piece_of
+from pipeline.events.ranges import BatchRows, Blocks, Piece, Range, Scratch, piece_of
 from pipeline.events.retention import cutoff, expire
 from pipeline.events.schema import FORMAT_VERSION
 from pipeline.events.screen import Screen
@@ -406,12 +406,14 @@ class _Ingest:
         schema = table_schema(open_table(self.place.target))
 
         def one(part: Range) -> WrittenPart:
-            found = sorter.sort(part)
+            scratch = Scratch(self.blocks)
+            found = sorter.sort(part, scratch)
 
             def name(sha: str) -> str:
                 return f"{batch.run}-{part.part:02d}of{part.parts:02d}-{sha}.parquet"
 
             file = write_file(found.rows, schema, group_bits(part.total), self.place, part.client, name)
+            scratch.free()
             return part.client, file, found.findings
 
         return [pool.submit(one, part) for part in rows.ranges]

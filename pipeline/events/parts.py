@@ -13,7 +13,7 @@ from pipeline.config import Quality
 from pipeline.events.flags import flag_rows
 from pipeline.events.prepare import readable
 from pipeline.events.quality import Rulebook, RuleResult
-from pipeline.events.ranges import BatchRows, PartRows, Range
+from pipeline.events.ranges import BatchRows, PartRows, Range, Scratch
 from pipeline.events.schema import TIME
 from pipeline.events.signals import DAY
 from pipeline.events.sorting import settle, sort_order
@@ -66,13 +66,13 @@ class Sorter:
         self.quality = quality
         self.deduplicate, self.backend = deduplicate, backend
 
-    def sort(self, part: Range) -> Part:
-        """A range's rows in the total order, without duplicates, flagged.
+    def sort(self, part: Range, scratch: Scratch) -> Part:
+        """A range's rows in the total order, without duplicates, flagged; in memory that is ``scratch``'s.
 
         Raises:
             DataError: two subscribers have one key; names both.
         """
-        xp, backend, rows = self.backend.xp, self.backend, self.batch.rows(part)
+        xp, backend, rows = self.backend.xp, self.backend, self.batch.rows(part, scratch)
         part_key, part_ts = backend.asarray(rows.key), backend.asarray(rows.ts)
         order, key_in_order, ts_in_order, tied = sort_order(part_key, part_ts, backend)
         dropped = conflicting = np.empty(0, dtype=np.int64)
@@ -101,16 +101,16 @@ class Sorter:
         for name, array in taken.items():
             if pa.types.is_large_string(array.type):
                 taken[name] = array.cast(pa.string())
-        taken["ingested_at"] = rows.take("ingested_at", final).view(TIME)
+        arrived = rows.numbers("ingested_at", final)
+        taken["ingested_at"] = pa.array(arrived).view(TIME)
         taken["batch"] = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(final), np.int32)), pa.array([self.run]))
-        arrived = rows.integers("ingested_at")[final]
         flagged = flag_rows(
             sorted_key,
             sorted_ts,
             arrived,
             taken["event"],
             taken["campaign"],
-            rows.integers("marks")[final] if self.marked else None,
+            rows.numbers("marks", final) if self.marked else None,
             self.past.campaigns(part.client),
             self.listed,
             self.quality,
@@ -133,7 +133,7 @@ class Sorter:
             {"client": client, **{n: found[n][i] for n in found}, "ts": readable(int(rows.ts[at]))}
             for i, at in enumerate(first.tolist())
         ]
-        return self.book.found(rule, rows.integers("ingested_at")[places] // DAY, examples)
+        return self.book.found(rule, rows.numbers("ingested_at", places) // DAY, examples)
 
 
 def _changes(rows: PartRows, key: np.ndarray, order: np.ndarray, client: str) -> np.ndarray:
@@ -143,7 +143,7 @@ def _changes(rows: PartRows, key: np.ndarray, order: np.ndarray, client: str) ->
         DataError: two subscribers have one key; names both.
     """
     change = key[1:] != key[:-1]
-    name = rows.name.take(order)
+    name = rows.numbers(rows.name, order)
     other = np.flatnonzero(~change & (name[1:] != name[:-1]))
     if len(other):
         one, two = rows.take("subscriber", order[other[0] : other[0] + 2]).to_pylist()

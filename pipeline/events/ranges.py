@@ -25,7 +25,7 @@ BLOCK = 1 << 21  # bytes; of a huge page
 
 
 class Blocks:
-    """Memory that one batch after the other uses again: fresh pages cost more than what is done with them."""
+    """Memory that one task after the other uses again: fresh pages cost more than what is done with them."""
 
     def __init__(self) -> None:
         self._free: list[np.ndarray] = []
@@ -40,8 +40,29 @@ class Blocks:
         return np.empty(-(-size // BLOCK) * BLOCK, dtype=np.uint8)
 
     def give(self, blocks: list[np.ndarray]) -> None:
+        """Take blocks back; nothing may use them any more."""
         with self._lock:
             self._free += blocks
+            blocks.clear()
+
+
+class Scratch:
+    """Arrays of one task in memory that is used again once they are given back."""
+
+    def __init__(self, blocks: Blocks) -> None:
+        self._blocks, self._taken = blocks, list[np.ndarray]()
+
+    def array(self, n: int, kind: Any) -> np.ndarray:
+        """An uninitialised array[n]."""
+        size = n * np.dtype(kind).itemsize
+        if size < BLOCK // 4:
+            return np.empty(n, dtype=kind)
+        self._taken.append(self._blocks.take(size))
+        return self._taken[-1][:size].view(kind)
+
+    def free(self) -> None:
+        """Give everything back."""
+        self._blocks.give(self._taken)
 
 
 @dataclass
@@ -49,8 +70,9 @@ class Piece:
     """One file's accepted rows by client and key range, those of one of the 2**bits ranges in the order of the file.
 
     ``clients``: names; ``ends``: int64[clients, ranges + 1], where each range of each client begins and ends;
-    ``columns``: name -> Arrow array, or None for nulls alone; a category as its codes, int32, -1 for null, with its
-    ``words``, None for those without rows; for subscribers that are text also ``second_hash``, int64.
+    ``columns``: name -> NumPy array (one value where all are the same) where there are no nulls and one width, Arrow
+    array, or None for nulls alone; a category as its codes, -1 for null, with its ``words``, None for those without
+    rows; for subscribers that are text also ``second_hash``, int64.
     """
 
     clients: list[str]
@@ -84,8 +106,9 @@ def piece_of(table: Any, bits: int, blocks: Blocks, backend: Backend) -> Piece:
     wide: dict[str, np.ndarray] = {}
     for name, array in arrays.items():
         if pa.types.is_dictionary(array.type):
-            wide[name] = codes = numpy_of(array.indices, -1)
+            codes = numpy_of(array.indices, -1)
             used = np.bincount(codes + 1, minlength=len(array.dictionary) + 1)[1:].tolist()
+            wide[name] = codes.astype(np.int16) if len(used) < 2**15 else codes
             words = zip(array.dictionary.to_pylist(), used, strict=True)
             piece.words[name] = [word if rows else None for word, rows in words]
         elif array.null_count == n:
@@ -96,13 +119,25 @@ def piece_of(table: Any, bits: int, blocks: Blocks, backend: Backend) -> Piece:
             piece.columns[name] = array if order is None else array.take(pa.array(order))
     if not pa.types.is_integer(arrays["subscriber"].type):
         wide["second_hash"] = backend.to_host(second_hash(arrays["subscriber"], backend))
+    for name, values in wide.items():
+        if n > 1 and values[0] == values[-1] and (values == values[0]).all():
+            wide[name] = values[:1]
     if order is not None:
-        piece.memory = blocks.take(8 * n * len(wide))
-        for i, (name, values) in enumerate(wide.items()):
-            out = piece.memory[8 * n * i :][: n * values.itemsize].view(values.dtype)
-            wide[name] = values.take(order, out=out, mode="clip")
-    piece.columns |= {name: pa.array(values) for name, values in wide.items()}
+        _order(wide, order, piece, blocks)
+    piece.columns |= wide
     return piece
+
+
+def _order(columns: dict[str, np.ndarray], order: np.ndarray, piece: Piece, blocks: Blocks) -> None:
+    """Put columns in order, in one block of memory, the widest values first so that all are aligned."""
+    names = sorted((name for name, c in columns.items() if len(c) == len(order)), key=lambda n: -columns[n].itemsize)
+    piece.memory = blocks.take(sum(columns[name].nbytes for name in names))
+    at = 0
+    for name in names:
+        values = columns[name]
+        out = piece.memory[at : at + values.nbytes].view(values.dtype)
+        columns[name] = values.take(order, out=out, mode="clip")
+        at += values.nbytes
 
 
 def _fixed(array: Any) -> bool:
@@ -141,7 +176,7 @@ class BatchRows:
                     _as_text(piece)
         if any("marks" in p.columns for p in pieces):
             for piece in pieces:
-                piece.columns.setdefault("marks", pa.array(np.zeros(int(piece.ends[-1, -1]), dtype=np.int32)))
+                piece.columns.setdefault("marks", np.zeros(1, dtype=np.int32))
         self.ranges = [
             found
             for client, total in totals.items()
@@ -152,9 +187,9 @@ class BatchRows:
     def has(self, name: str) -> bool:
         return name in self._pieces[0].columns
 
-    def rows(self, part: Range) -> PartRows:
+    def rows(self, part: Range, scratch: Scratch) -> PartRows:
         """A range's rows, in an order that the files alone decide."""
-        return PartRows(self._pieces, self._slices(part), self._vocabulary)
+        return PartRows(self._pieces, self._slices(part), self._vocabulary, scratch)
 
     def _slices(self, part: Range) -> list[tuple[int, int] | None]:
         """For each piece, where the range's rows are in it."""
@@ -170,73 +205,107 @@ class BatchRows:
 
 
 class PartRows:
-    """One range's rows, n of them. ``key``, ``ts``: int64[n]; ``name``: int64[n], the subscriber's number, or a second
-    hash of its text: it differs where two subscribers share a key."""
+    """One range's rows, n of them. ``key``, ``ts``: int64[n]; ``name``: the column of the subscriber's number or, for
+    texts, of a second hash: integers that differ where two subscribers share a key."""
 
     def __init__(
         self,
         pieces: list[Piece],
         slices: list[tuple[int, int] | None],
         vocabulary: Mapping[str, tuple[Any, list[np.ndarray]]],
+        scratch: Scratch,
     ) -> None:
         self._slices = [(i, p, *s) for i, (p, s) in enumerate(zip(pieces, slices, strict=True)) if s is not None]
-        self._vocabulary = vocabulary
+        self._vocabulary, self._scratch = vocabulary, scratch
+        self._rows = sum(last - first for _, _, first, last in self._slices)
         self._made: dict[str, Any] = {}
         self.key, self.ts = self.integers("subscriber_key"), self.integers("ts")
-        self.name = self.integers("second_hash" if "second_hash" in self._slices[0][1].columns else "subscriber")
+        self.name = "second_hash" if "second_hash" in self._slices[0][1].columns else "subscriber"
 
     def take(self, name: str, at: np.ndarray) -> Any:
         """A column's values at some positions, int64[m], as an Arrow array[m]."""
-        if name not in self._made:
-            self._made[name] = self._column(name)
-        column = self._made[name]
+        column = self._column(name)
         if isinstance(column, pa.DataType):
             return pa.nulls(len(at), column)
-        if name in self._vocabulary:
-            codes = column.take(at)
-            missing = codes < 0
-            indices = pa.array(codes, mask=missing) if missing.any() else pa.array(codes)
-            return pa.DictionaryArray.from_arrays(indices, self._vocabulary[name][0])
-        return pa.array(column.take(at)) if isinstance(column, np.ndarray) else column.take(pa.array(at))
+        if not isinstance(column, np.ndarray):
+            return column.take(pa.array(at))
+        values = self.numbers(name, at)
+        if name not in self._vocabulary:
+            return pa.array(values)
+        indices = pa.array(values, mask=values < 0) if len(values) and values.min() < 0 else pa.array(values)
+        return pa.DictionaryArray.from_arrays(indices, self._vocabulary[name][0])
 
     def integers(self, name: str) -> np.ndarray:
-        """A column of integers without nulls, or a category's codes, int[n]."""
-        if name not in self._made:
-            self._made[name] = self._column(name)
-        values: np.ndarray = self._made[name]
-        return values
+        """A column of numbers without nulls, or a category's codes, [n]."""
+        column: np.ndarray = self._column(name)
+        return column if len(column) == self._rows else np.full(self._rows, column[0])
+
+    def numbers(self, name: str, at: np.ndarray) -> np.ndarray:
+        """Some of :meth:`integers`, [m]."""
+        column = self._column(name)
+        out = self._scratch.array(len(at), column.dtype)
+        if len(column) == self._rows:
+            return np.take(column, at, out=out, mode="clip")
+        out.fill(column[0])
+        return out
 
     def _column(self, name: str) -> Any:
-        """Codes or numbers as NumPy, others as Arrow; the type alone where all are null."""
+        if name not in self._made:
+            self._made[name] = self._together(name)
+        return self._made[name]
+
+    def _together(self, name: str) -> Any:
+        """Codes or numbers as NumPy, one where all are the same; others as Arrow; the type alone of nulls alone."""
         some = [(i, piece.columns[name], first, last) for i, piece, first, last in self._slices]
         kind = self._slices[0][1].kinds.get(name)
-        if all(array is None for _, array, _, _ in some):
-            return kind
         if name in self._vocabulary:
-            lookups = self._vocabulary[name][1]
-            if not len(self._vocabulary[name][0]):
+            words, lookups = self._vocabulary[name]
+            if not len(words):
                 return kind
-            codes = [lookups[i].take(numpy_of(array)[first:last] + 1) for i, array, first, last in some]
-            return np.concatenate(codes)
-        if all(array is not None and _fixed(array) for _, array, _, _ in some):
-            return np.concatenate([numpy_of(array)[first:last] for _, array, first, last in some])
-        return pa.concat_arrays(
-            [
-                pa.nulls(last - first, kind) if array is None else array.slice(first, last - first)
-                for _, array, first, last in some
-            ]
-        )
+            out = self._scratch.array(self._rows, np.int32)
+            at = 0
+            for i, codes, first, last in some:
+                to = at + last - first
+                if len(codes) == 1:
+                    out[at:to] = lookups[i][codes[0]]
+                else:
+                    np.take(lookups[i], codes[first:last], out=out[at:to], mode="wrap")
+                at = to
+            return out
+        arrays = [array for _, array, _, _ in some]
+        if all(isinstance(array, np.ndarray) for array in arrays):
+            if all(len(array) == 1 and array[0] == arrays[0][0] for array in arrays):
+                return arrays[0]
+            out = self._scratch.array(self._rows, arrays[0].dtype)
+            at = 0
+            for _, array, first, last in some:
+                out[at : at + last - first] = array if len(array) == 1 else array[first:last]
+                at += last - first
+            return out
+        if all(array is None for array in arrays):
+            return kind
+        return pa.concat_arrays([_arrow(array, kind, first, last) for _, array, first, last in some])
+
+
+def _arrow(array: Any, kind: pa.DataType, first: int, last: int) -> Any:
+    """A slice of a piece's column as an Arrow array."""
+    if array is None:
+        return pa.nulls(last - first, kind)
+    if isinstance(array, np.ndarray):
+        return pa.array(np.full(last - first, array[0]) if len(array) == 1 else array[first:last])
+    return array.slice(first, last - first)
 
 
 def _as_text(piece: Piece) -> None:
     """Integer ids as their decimal text."""
-    texts = piece.columns["subscriber"].cast(pa.large_string())
-    piece.columns |= {"subscriber": texts, "second_hash": pa.array(second_hash(texts, Backend("pandas")))}
+    rows = int(piece.ends[-1, -1])
+    texts = _arrow(piece.columns["subscriber"], None, 0, rows).cast(pa.large_string())
+    piece.columns |= {"subscriber": texts, "second_hash": second_hash(texts, Backend("pandas"))}
     piece.kinds["subscriber"] = pa.large_string()
 
 
 def _vocabulary(pieces: list[Piece], name: str) -> tuple[Any, list[np.ndarray]]:
-    """The words in use in any piece, and for each piece int32[words + 1]: its codes' numbers, after that of null.
+    """The words in use in any piece, and for each piece int32[words + 1]: its codes' numbers, the last that of null.
 
     Kinds of rejected rows must not come back as categories.
     """
@@ -244,5 +313,5 @@ def _vocabulary(pieces: list[Piece], name: str) -> tuple[Any, list[np.ndarray]]:
     lookups = []
     for piece in pieces:
         codes = [-1 if word is None else number.setdefault(word, len(number)) for word in piece.words[name]]
-        lookups.append(np.array([-1, *codes], dtype=np.int32))
+        lookups.append(np.array([*codes, -1], dtype=np.int32))
     return pa.array(list(number), pa.string()), lookups

@@ -12,7 +12,7 @@ import pytest
 from pipeline.backend import Backend
 from pipeline.events import ranges
 from pipeline.events.hashing import hash_ids
-from pipeline.events.ranges import BatchRows, Blocks, piece_of
+from pipeline.events.ranges import BatchRows, Blocks, Scratch, piece_of
 from pipeline.events.schema import CATEGORY
 from pipeline.events.sorting import bucket_of
 
@@ -36,6 +36,7 @@ def one_file(rng: random.Random, n: int, texts: bool, backend: Backend) -> pa.Ta
             "event": category(words, nulls=False),
             "campaign": category(["a", "b", "x"], nulls=True),
             "provider": pa.nulls(n, CATEGORY),
+            "ingested_at": pa.array([n] * n, pa.int64()),
             "value": pa.array([None if rng.random() < 0.5 else rng.randrange(9) for _ in range(n)], pa.int64()),
             "note": pa.array([rng.choice(["é", "", None]) for _ in range(n)], pa.large_string()),
             "subscriber_key": pa.array(backend.to_host(hash_ids(subscriber, backend))),
@@ -59,12 +60,14 @@ def test_every_row_is_in_its_range(
     bits, blocks = ranges.part_bits(len(every)), Blocks()
     for again in range(2):  # in fresh memory, then in memory used before
         pieces = [piece_of(file, bits, blocks, backend) for file in files]
-        check(BatchRows(pieces, bits), files, every, rows_a_range)
+        check(BatchRows(pieces, bits), files, every, rows_a_range, Scratch(blocks))
         blocks.give([p.memory for p in pieces if p.memory is not None])
         assert again or not bits or len(pieces) == len({id(p.memory) for p in pieces})
 
 
-def check(batch: BatchRows, files: list[pa.Table], every: list[dict[str, Any]], rows_a_range: int) -> None:
+def check(
+    batch: BatchRows, files: list[pa.Table], every: list[dict[str, Any]], rows_a_range: int, scratch: Scratch
+) -> None:
     names = [n for n in files[0].column_names if n not in ("client", "subscriber_key")]
     seen = 0
     for part in batch.ranges:
@@ -73,7 +76,7 @@ def check(batch: BatchRows, files: list[pa.Table], every: list[dict[str, Any]], 
         assert (part.parts, part.total) == (1 << bits, len(mine))
         keys = np.array([r["subscriber_key"] for r in mine], dtype=np.int64)
         wanted = [r for r, b in zip(mine, bucket_of(keys, bits).tolist(), strict=True) if b == part.part]
-        rows = batch.rows(part)
+        rows = batch.rows(part, scratch)
         backwards = np.arange(len(wanted))[::-1]
         columns = [rows.take(name, backwards).to_pylist() for name in names]
         found = list(zip(rows.key[::-1].tolist(), *columns, strict=True))
@@ -83,6 +86,7 @@ def check(batch: BatchRows, files: list[pa.Table], every: list[dict[str, Any]], 
         )
         assert set(rows.take("event", backwards).dictionary.to_pylist()) == {r["event"] for r in every}
         seen += len(wanted)
+        scratch.free()
     assert seen == len(every)
     assert {p.client for p in batch.ranges} == {r["client"] for r in every} == {"acme", "globex"}
 
@@ -91,12 +95,14 @@ def test_names_tell_subscribers_of_one_key_apart(backend: Backend) -> None:
     table = one_file(random.Random(1), 200, True, backend)
     table = table.set_column(table.num_columns - 1, "subscriber_key", pa.array(np.zeros(200, np.int64)))
     batch = BatchRows([piece_of(table, 0, Blocks(), backend)], 0)
-    rows = [batch.rows(part) for part in batch.ranges]
+    rows = [batch.rows(part, Scratch(Blocks())) for part in batch.ranges]
     names = {
         name: text
         for part in rows
         for name, text in zip(
-            part.name.tolist(), part.take("subscriber", np.arange(len(part.name))).to_pylist(), strict=True
+            part.integers(part.name).tolist(),
+            part.take("subscriber", np.arange(len(part.key))).to_pylist(),
+            strict=True,
         )
     }
     assert len(names) == len(set(names.values())) == len(set(table.column("subscriber").to_pylist()))

@@ -194,13 +194,14 @@ def test_a_file_that_vanishes_meanwhile(tmp_path: Path, monkeypatch: pytest.Monk
 
     write(tmp_path / "raw/1.parquet", random_rows(100))
     gone = write(tmp_path / "raw/2.parquet", random_rows(100, seed=2))
-    prepare = module.prepare
+    read_whole = module.read_whole
 
     def late(fs: Any, unit: Any, *more: Any) -> Any:
-        gone.unlink(missing_ok=True)
-        return prepare(fs, unit, *more)
+        if unit.file.name == str(gone):
+            gone.unlink(missing_ok=True)
+        return read_whole(fs, unit, *more)
 
-    monkeypatch.setattr(module, "prepare", late)
+    monkeypatch.setattr(module, "read_whole", late)
     report = ingest(config(tmp_path), PANDAS)
     assert (report.kept, names(report)) == (100, ["2.parquet"])
     assert "vanished" in report.bad_files[0]["error"]
