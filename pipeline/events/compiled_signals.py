@@ -11,11 +11,14 @@ from typing import Any
 import numba
 import numpy as np
 
+from pipeline.events import signals as arrays
 from pipeline.events.signals import (
     BURST,
     DAY,
     DISORDER,
     HOUR,
+    IMPOSSIBLE,
+    LATE,
     LINK,
     OPEN,
     OPENED,
@@ -162,7 +165,88 @@ def signals(
     return found
 
 
+@numba.njit(nogil=True, cache=True)
+def _time_bits(
+    ts: Any, arrived: Any, readable: Any, dated: Any, earliest: int, future: int, late: int, found: Any
+) -> None:
+    for i in range(len(ts)):
+        if readable[i]:
+            if ts[i] < earliest or ts[i] > arrived[i] + future:
+                found[i] = IMPOSSIBLE
+            elif dated[i] and arrived[i] - ts[i] > late:
+                found[i] = LATE
+
+
+def time_bits(
+    ts: np.ndarray, arrived: np.ndarray, readable: np.ndarray, dated: np.ndarray, earliest: int, future: int, late: int
+) -> np.ndarray:
+    """See :func:`pipeline.events.signals.time_bits`."""
+    found = np.zeros(len(ts), dtype=np.uint8)
+    _time_bits(ts, arrived, readable, dated, earliest, future, late, found)
+    return found
+
+
+@numba.njit(nogil=True, cache=True)
+def _bounds(us: Any) -> Any:
+    low, high = us[0], us[0]
+    for i in range(len(us)):
+        low, high = min(low, us[i]), max(high, us[i])
+    return low, high
+
+
+@numba.njit(nogil=True, cache=True)
+def _day_counts(us: Any, kind: Any, machine: Any, first: int, counts: Any) -> None:
+    kinds, machines = len(kind) > 0, len(machine) > 0
+    for i in range(len(us)):
+        code = 2 * kind[i] if kinds else 0
+        if machines and machine[i]:
+            code += 1
+        counts[(us[i] - first) // DAY, code] += 1
+
+
+def day_counts(
+    us: np.ndarray, kind: np.ndarray | None = None, machine: np.ndarray | None = None, kinds: int = 1
+) -> dict[int, np.ndarray]:
+    """See :func:`pipeline.events.signals.day_counts`."""
+    if not len(us):
+        return {}
+    low, high = _bounds(us)
+    first = int(low) // DAY
+    days = int(high) // DAY - first + 1
+    if days > 40_000:
+        return arrays.day_counts(us, kind, machine, kinds)
+    counts = np.zeros((days, 2 * kinds), dtype=np.int64)
+    none, nobody = np.empty(0, np.int32), np.empty(0, bool)
+    _day_counts(us, none if kind is None else kind, nobody if machine is None else machine, first * DAY, counts)
+    return {first + int(i): counts[i] for i in np.flatnonzero(counts.any(axis=1))}
+
+
+@numba.njit(nogil=True, cache=True)
+def latest_happened(ts: Any, arrived: Any) -> Any:
+    """The greatest time that is not ahead of its row's arrival: of n > 0 rows, in the unit of both."""
+    found = min(ts[0], arrived[0])
+    for i in range(len(ts)):
+        found = max(found, min(ts[i], arrived[i]))
+    return found
+
+
+@numba.njit(nogil=True, cache=True)
+def code_counts(code: Any, codes: int) -> Any:
+    """See :func:`pipeline.events.signals.code_counts`."""
+    counts = np.zeros(codes, np.int64)
+    for i in range(len(code)):
+        if code[i] >= 0:
+            counts[code[i]] += 1
+    return counts
+
+
 def warm_up() -> None:
     """Compile, or load from the cache."""
     two, codes = np.zeros(2, np.int64), np.zeros(2, np.int32)
     signals(two, two, two, codes, codes, np.zeros(1, np.int8), Limits(1, 2, 1, 1, 1, 1))
+    no = np.zeros(2, bool)
+    time_bits(two, two, no, no, 0, 0, 0)
+    day_counts(two)
+    day_counts(two, codes, no)
+    latest_happened(two, two)
+    code_counts(codes, 1)

@@ -94,12 +94,7 @@ def flag_rows(
         quality.most_per_message,
         quality.disorder,
     )
-    find = signals.signals
-    if backend.compiled:
-        from pipeline.events import compiled_signals
-
-        find = compiled_signals.signals
-    found = find(key, ts, arrived, kind, message, role, limits)
+    found = signals.kernels(backend).signals(key, ts, arrived, kind, message, role, limits)
     bits = np.zeros(len(key), dtype=np.int32) if marks is None else marks
     # From here on few rows matter: those that show something, and those that lack something.
     lacking = np.array([name in ("open", "click") for name in names] or [False])[kind]
@@ -118,8 +113,11 @@ def flag_rows(
         if book.chosen[rule] != "off" and mask.any():
             hits[rule] = some[mask]
             bits[hits[rule]] |= np.int32(book.bit(rule))
-    bits &= np.int32(LISTED_ADDRESS - 1)
-    return Flagged((bits & np.int32(book.machine)) != 0, _names(bits, book), hits)
+    rows = np.flatnonzero(bits)
+    flags = bits[rows] & np.int32(LISTED_ADDRESS - 1)
+    machine = np.zeros(len(key), dtype=bool)
+    machine[rows] = (flags & np.int32(book.machine)) != 0
+    return Flagged(machine, _names(rows, flags, len(key), book), hits)
 
 
 def _fresh(campaigns: Any, seen: Collection[str] | None) -> np.ndarray:
@@ -164,10 +162,10 @@ def _judge(
     return masks
 
 
-def _names(bits: np.ndarray, book: Rulebook) -> Any:
-    rows = np.flatnonzero(bits)
-    distinct, inverse = np.unique(bits[rows], return_inverse=True)
+def _names(rows: np.ndarray, flags: np.ndarray, n: int, book: Rulebook) -> Any:
+    """Arrow dictionary array[n] of the rules' names; ``rows``: int64[m], those with ``flags``, int32[m]."""
+    distinct, inverse = np.unique(flags, return_inverse=True)
     texts = [",".join(n for i, n in enumerate(book.flags) if value >> i & 1) for value in distinct.tolist()]
-    index = np.full(len(bits), -1, dtype=np.int32)
-    index[rows] = inverse
+    index = np.full(n, -1, dtype=np.int32)
+    index[rows] = np.where(flags != 0, inverse, -1)
     return pa.DictionaryArray.from_arrays(pa.array(index, mask=index < 0), pa.array(texts, pa.string()))

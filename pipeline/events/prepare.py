@@ -33,7 +33,7 @@ from pipeline.events.schema import (
     to_micros,
 )
 from pipeline.events.screen import Screen, apply
-from pipeline.events.signals import DAY, day_counts
+from pipeline.events.signals import DAY, kernels
 from pipeline.events.sources import Unit, Whole, read_unit
 
 EVERYBODY = Screen()
@@ -143,7 +143,8 @@ def prepare(
     def own(rejected: np.ndarray) -> Mapping[str, np.ndarray]:
         return broken(book.own, table, ~rejected, where, backend)
 
-    verdict = check(rows, config.quality, book, source.known, microseconds(config.quality.earliest) or 0, own)
+    earliest = microseconds(config.quality.earliest) or 0
+    verdict = check(rows, config.quality, book, source.known, earliest, backend, own)
     accepted = verdict.rejected_by < 0
     looked = {
         name: to_category(column(name), mapped[name], where) if name in mapped else None
@@ -153,7 +154,7 @@ def prepare(
     if marks is not None:
         table = table.append_column("marks", pa.array(marks))
     prepared = Prepared(table, total, None, bool(dated.all()), dropped=screened.dropped)
-    arrived = day_counts(ingested, None, 1) if dated.any() else {arrival // DAY: np.array([n])}
+    arrived = kernels(backend).day_counts(ingested) if dated.any() else {arrival // DAY: np.array([n])}
     prepared.arrivals = {iso(day): int(counts[0]) for day, counts in arrived.items()}
     offset = sum(file.group_rows[: unit.first])
     for name, hits in verdict.hits.items():

@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.backend import Backend
 from pipeline.config import Quality
 from pipeline.errors import ConfigError, DataError, did_you_mean
 from pipeline.events.schema import MAX_CLIENT, usable_client
+from pipeline.events.signals import IMPOSSIBLE, LATE, kernels
 from pipeline.extensions import UserRule
 from pipeline.extensions import rules as user_rules
 
@@ -238,6 +240,7 @@ def check(
     book: Rulebook,
     known: list[str] | None,
     earliest_us: int,
+    backend: Backend,
     own: Callable[[np.ndarray], Mapping[str, np.ndarray]] | None = None,
 ) -> Verdict:
     """Apply every row rule to one file's rows.
@@ -260,16 +263,15 @@ def check(
         found["null_subscriber"] = empty if before is None else empty | before
     found["null_event"] = _union(found["null_event"], _where_category(rows.event, lambda v: v == ""))
     found["null_ts"], found["invalid_ts"] = rows.ts_null, rows.ts_bad
-    unreadable = rows.ts_null | rows.ts_bad
-    impossible = (rows.ts < earliest_us) | (rows.ts > rows.ingested_at + quality.future)
-    found["impossible_time"] = impossible & ~unreadable
+    readable = ~(rows.ts_null | rows.ts_bad)
+    limits = (earliest_us, quality.future, quality.late)
+    times = kernels(backend).time_bits(rows.ts, rows.ingested_at, readable, rows.dated, *limits)
+    found["impossible_time"], found["late_arrival"] = (times == bit for bit in (IMPOSSIBLE, LATE))
     if known is not None:
         accepted = set(known)
         found["unknown_kind"] = _where_category(rows.event, lambda v: v != "" and v not in accepted)
     found["invalid_value"], found["value_out_of_range"] = rows.value_bad, rows.value_far
     found["null_event_id"] = rows.event_id_null
-    late = rows.dated & (rows.ingested_at - rows.ts > quality.late)
-    found["late_arrival"] = late & ~unreadable & ~impossible
 
     verdict = Verdict(np.full(len(rows), -1, dtype=np.int16), None, {})
     for index, name in enumerate(RULES):

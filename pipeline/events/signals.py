@@ -6,14 +6,18 @@ sorted by ``(subscriber_key, ts)``; what earlier batches hold is not seen, which
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from pipeline.backend import Backend
 from pipeline.config import UNITS
 
 # Bits of what a row shows.
 SOON, OPENED, SENT, BURST, RATE, REPEAT, DISORDER = (1 << i for i in range(7))
+IMPOSSIBLE, LATE = 1, 2  # of a row's time
 # What a kind is to these functions.
 NEUTRAL, SEND, OPEN, LINK, RESPONSE = range(5)
 HOUR, DAY = UNITS["h"], UNITS["d"]
@@ -87,6 +91,16 @@ def signals(
     return found
 
 
+def code_counts(code: np.ndarray, codes: int) -> np.ndarray:
+    """How many rows have each code: int64[codes]; code: int32[n] below ``codes``, -1 for none."""
+    return np.bincount(code + 1, minlength=codes + 1)[1:]
+
+
+def kernels(backend: Backend) -> Any:
+    """The module of these functions: this one, or that of their compiled twins."""
+    return importlib.import_module(f"pipeline.events.{'compiled_' if backend.compiled else ''}signals")
+
+
 def _dense(group: np.ndarray, ts: np.ndarray, count: int, span: int) -> np.ndarray:
     """Rows that are among ``count`` of their group with less than ``span`` between first and last: bool[m].
 
@@ -103,15 +117,39 @@ def _dense(group: np.ndarray, ts: np.ndarray, count: int, span: int) -> np.ndarr
     return np.cumsum(marked[:m]) > 0
 
 
-def day_counts(us: np.ndarray, code: np.ndarray | None, codes: int) -> dict[int, np.ndarray]:
-    """How many rows of each code fall on each day: day since 1970 -> int64[codes]; days without rows are left out.
+def latest_happened(ts: np.ndarray, arrived: np.ndarray) -> int:
+    """The greatest time that is not ahead of its row's arrival: of n > 0 rows, in the unit of both."""
+    return int(np.minimum(ts, arrived).max())
+
+
+def time_bits(
+    ts: np.ndarray, arrived: np.ndarray, readable: np.ndarray, dated: np.ndarray, earliest: int, future: int, late: int
+) -> np.ndarray:
+    """What is wrong with each row's time: uint8[n], IMPOSSIBLE or LATE; 0 where it cannot be read.
 
     Args:
-        us: int64[n], microseconds; code: int[n] below ``codes``; None: all are 0.
+        ts, arrived: int64[n], microseconds; readable: bool[n]; dated: bool[n], whether the row says when it arrived;
+        earliest: no time is before it; future, late: the most that a time may be ahead of its arrival, and behind it.
     """
+    impossible = (ts < earliest) | (ts > arrived + future)
+    behind = dated & (arrived - ts > late)
+    return np.where(readable & impossible, IMPOSSIBLE, np.where(readable & behind, LATE, 0)).astype(np.uint8)
+
+
+def day_counts(
+    us: np.ndarray, kind: np.ndarray | None = None, machine: np.ndarray | None = None, kinds: int = 1
+) -> dict[int, np.ndarray]:
+    """How many rows of each kind fall on each day, by who made them; days without rows are left out.
+
+    Args:
+        us: int64[n], microseconds; kind: int[n] below ``kinds``; None: all are 0; machine: bool[n], None: none is.
+    Returns:
+        day since 1970 -> int64[2 * kinds]: of kind k, a human's at 2 * k and a machine's after it.
+    """
+    codes = 2 * kinds
     day = us // DAY
-    if code is None:
-        code = np.zeros(len(us), dtype=np.int64)
+    code = np.zeros(len(us), dtype=np.int64) if kind is None else 2 * kind.astype(np.int64)
+    code = code if machine is None else code + machine
     if len(us) and int(day.max()) - int(day.min()) < 40_000:
         first = int(day.min())
         counts = np.bincount((day - first) * codes + code, minlength=codes).astype(np.int64)

@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.backend import Backend
 from pipeline.config import Quality
 from pipeline.events.quality import Rulebook, RuleResult, iso
 from pipeline.events.schema import numpy_of
-from pipeline.events.signals import DAY, day_counts
+from pipeline.events.signals import DAY, kernels
 
 TRAILING, LEAST_DAYS = 28, 7
 MOST_VALUES = 20_000  # of a column in a batch; more of them are not names but ids
@@ -29,7 +30,9 @@ MOST_VALUES = 20_000  # of a column in a batch; more of them are not names but i
 Tally = dict[str, Any]
 
 
-def tally(ts: np.ndarray, arrived: np.ndarray, columns: Mapping[str, Any], machine: np.ndarray) -> Tally:
+def tally(
+    ts: np.ndarray, arrived: np.ndarray, columns: Mapping[str, Any], machine: np.ndarray, backend: Backend
+) -> Tally:
     """What a manifest says of one client's rows.
 
     Args:
@@ -39,22 +42,21 @@ def tally(ts: np.ndarray, arrived: np.ndarray, columns: Mapping[str, Any], machi
         "days": ISO date -> kind -> [by humans, by machines]; "provider", "campaign": value -> rows, None for too many;
         "happened": the latest day that is not ahead of its row's arrival.
     """
-    names = columns["event"].dictionary.to_pylist()
-    code = numpy_of(columns["event"].indices) * 2 + machine
+    names, by = columns["event"].dictionary.to_pylist(), kernels(backend)
     days: dict[str, dict[str, list[int]]] = {}
-    for day, counts in sorted(day_counts(ts, code, 2 * len(names)).items()):
+    for day, counts in sorted(by.day_counts(ts, numpy_of(columns["event"].indices), machine, len(names)).items()):
         kinds = days.setdefault(iso(day), {})
         for name, pair in zip(names, counts.reshape(-1, 2).tolist(), strict=True):
             if any(pair):
                 old = kinds.get(name, [0, 0])
                 kinds[name] = [old[0] + pair[0], old[1] + pair[1]]
-    happened = int(np.minimum(ts, arrived).max()) // DAY
-    return {"days": days, "happened": iso(happened)} | {n: _values(columns[n]) for n in ("provider", "campaign")}
+    happened = iso(int(by.latest_happened(ts, arrived)) // DAY)
+    return {"days": days, "happened": happened} | {n: _values(columns[n], by) for n in ("provider", "campaign")}
 
 
-def _values(column: Any) -> dict[str, int] | None:
+def _values(column: Any, by: Any) -> dict[str, int] | None:
     names = column.dictionary.to_pylist()
-    counts = np.bincount(numpy_of(column.indices, len(names)), minlength=len(names) + 1)[: len(names)]
+    counts = by.code_counts(numpy_of(column.indices, -1), len(names))
     if np.count_nonzero(counts) > MOST_VALUES:
         return None
     return {names[i]: int(counts[i]) for i in np.flatnonzero(counts)}

@@ -26,7 +26,6 @@ from pipeline.events.signals import (
     SENT,
     SOON,
     Limits,
-    day_counts,
 )
 
 ROLE = np.array([SEND, OPEN, LINK, LINK, RESPONSE, NEUTRAL], dtype=np.int8)
@@ -112,15 +111,40 @@ def test_signals_are_those_of_plain_loops(compiled: bool, rows: list[Row]) -> No
     assert found.tolist() == expected(rows)
 
 
+def modules() -> list[Any]:
+    pytest.importorskip("numba")
+    from pipeline.events import compiled_signals
+
+    return [arrays, compiled_signals]
+
+
 @pytest.mark.parametrize("span", [3, 10**5])
 def test_day_counts(span: int) -> None:
     rng = np.random.default_rng(span)
-    us, code = rng.integers(-span * DAY, span * DAY, 500), rng.integers(0, 4, 500)
-    found = day_counts(us, code, 4)
-    for day, counts in found.items():
-        for c in range(4):
-            assert counts[c] == sum(
-                1 for t, k in zip(us.tolist(), code.tolist(), strict=True) if t // DAY == day and k == c
-            )
-    assert sum(int(c.sum()) for c in found.values()) == 500
-    assert day_counts(us[:0], None, 1) == {}
+    us, kind, machine = rng.integers(-span * DAY, span * DAY, 500), rng.integers(0, 4, 500), rng.random(500) < 0.3
+    rows = list(zip(us.tolist(), kind.tolist(), machine.tolist(), strict=True))
+    for module in modules():
+        found = module.day_counts(us, kind.astype(np.int32), machine, 4)
+        assert sum(int(c.sum()) for c in found.values()) == 500
+        for day, counts in found.items():
+            expected = [sum(t // DAY == day and 2 * k + m == code for t, k, m in rows) for code in range(8)]
+            assert counts.tolist() == expected
+        assert {d: c.tolist() for d, c in module.day_counts(us).items()} == {
+            d: [sum(t // DAY == d for t, _, _ in rows), 0] for d in {t // DAY for t, _, _ in rows}
+        }
+        assert module.day_counts(us[:0]) == {}
+
+
+def test_times_and_codes() -> None:
+    rng = np.random.default_rng(1)
+    ts, arrived, code = rng.integers(0, 20, 300), rng.integers(0, 20, 300), rng.integers(-1, 5, 300).astype(np.int32)
+    readable, dated = rng.random(300) < 0.8, rng.random(300) < 0.8
+    bits = [
+        0 if not r else 1 if t < 3 or t > a + 4 else 2 if d and a - t > 5 else 0
+        for t, a, r, d in zip(*(x.tolist() for x in (ts, arrived, readable, dated)), strict=True)
+    ]
+    for module in modules():
+        assert module.time_bits(ts, arrived, readable, dated, 3, 4, 5).tolist() == bits
+        assert module.latest_happened(ts, arrived) == max(map(min, zip(ts.tolist(), arrived.tolist(), strict=True)))
+        assert module.code_counts(code, 5).tolist() == [code.tolist().count(c) for c in range(5)]
+        assert module.code_counts(code[code < 0], 0).tolist() == []
