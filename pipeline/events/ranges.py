@@ -22,6 +22,7 @@ from pipeline.events.sorting import bucket_of
 from pipeline.events.writing import part_bits
 
 BLOCK = 1 << 21  # bytes; of a huge page
+KEPT = 1 << 30  # bytes that are kept for later tasks
 
 
 class Blocks:
@@ -44,6 +45,8 @@ class Blocks:
         with self._lock:
             self._free += blocks
             blocks.clear()
+            while sum(map(len, self._free)) > KEPT:
+                self._free.pop(0)
 
 
 class Scratch:

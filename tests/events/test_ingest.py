@@ -10,8 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.backend import Backend
+import pipeline.events.ingest as ingest_module
+from pipeline.backend import PANDAS, Backend
 from pipeline.errors import ConfigError, DataError, SourceError, StoreError
+from pipeline.events import ranges, sources
+from pipeline.events.files import digest_of
 from pipeline.events.ingest import ingest
 from pipeline.events.store import EventStore
 from tests.events.logs import DAY, START, config, expected, random_rows, rows_of_frame, write
@@ -317,6 +320,70 @@ def test_batches_split_large_files_by_row_group(tmp_path: Path, backend: Backend
     assert ingest(settings, backend).rows_in == 0
     for client in ("acme", "globex"):
         assert everything(settings.store_uri, client, backend, 4) == expected(rows, client)
+
+
+class Portable(Backend):
+    """The CPU without compiled twins."""
+
+    @property
+    def compiled(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("texts", [False, True])
+def test_the_files_are_the_same_for_any_workers_and_kernels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: bool
+) -> None:
+    for module in (ranges, ingest_module):  # several key ranges from few rows
+        monkeypatch.setattr(module, "part_bits", lambda rows: (rows // 200).bit_length())
+    rows = random_rows(3000, subscribers=200, integer_ids=True)
+    rows += [dict(r, arrived=r["arrived"] + 5, campaign="other") for r in rows[::10]] + rows[::7]
+    random.Random(1).shuffle(rows)
+    for i in range(7):  # some files name their subscribers by numbers, some by texts
+        part = [dict(r, user=str(r["user"])) if texts and i % 2 else r for r in rows[i::7]]
+        write(tmp_path / f"raw/{i}.parquet", part)
+    found = []
+    for backend, workers in ((PANDAS, 1), (PANDAS, 5), (Portable("pandas"), 2)):
+        settings = config(tmp_path, batch_rows=1000, store=str(tmp_path / f"store-{len(found)}"))
+        report = ingest(settings, backend, workers=workers, compaction=False)
+        assert (report.rows_in, report.batches) == (len(rows), 7)
+        files = sorted(p.relative_to(settings.store_uri) for p in Path(settings.store_uri).rglob("client=*/*.parquet"))
+        assert len(files) > 20
+        found.append([str(f) for f in files])  # a name holds the digest of the content
+        for client in ("acme", "globex"):
+            assert everything(settings.store_uri, client, PANDAS) == expected(
+                [dict(r, user=str(r["user"])) for r in rows], client
+            )
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_batch_that_is_refused_while_the_next_is_read(tmp_path: Path, backend: Backend) -> None:
+    for i in range(4):
+        rows = random_rows(1000, seed=i)
+        write(tmp_path / f"raw/{i}.parquet", [dict(r, user=None) for r in rows] if i == 1 else rows)
+    settings = config(tmp_path, batch_rows=1000)
+    with pytest.raises(DataError, match="null_subscriber"):
+        ingest(settings, backend)
+    assert EventStore(settings.store_uri).rows() == 1000
+    write(tmp_path / "raw/1.parquet", random_rows(1000, seed=1))
+    report = ingest(settings, backend)
+    assert (report.kept, report.skipped_files) == (3000, 1)
+
+
+def test_one_large_file_is_read_in_parts_under_one_digest(
+    tmp_path: Path, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "UNIT_ROWS", 700)
+    made = []
+    monkeypatch.setattr(sources, "digest_of", lambda fs, path: made.append(path) or digest_of(fs, path))
+    rows = random_rows(3000)
+    write(tmp_path / "raw/1.parquet", rows, row_group_size=300)
+    settings = config(tmp_path)
+    report = ingest(settings, backend)
+    assert (report.files, report.batches, report.kept, len(made)) == (1, 1, 3000, 1)
+    assert ingest(settings, backend).rows_in == 0
+    for client in ("acme", "globex"):
+        assert everything(settings.store_uri, client, backend) == expected(rows, client)
 
 
 def test_read_only_target(tmp_path: Path, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
