@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from bench.log import KINDS, NOW, START, Log
+from bench.log import KINDS, NOW, START, Log, make
 from bench.workloads import Chunk, Idiom, Task, event_chunk, numbers_of
 
 CLIENT = "bench"
+SMALL = 4000  # events of what runs before the clock
 COLUMNS = {
     "subscriber": "user_id",
     "ts": "event_time",
@@ -25,19 +28,20 @@ COLUMNS = {
 }
 
 
-def configuration(log: Log, store: Path) -> Any:
+def configuration(log: Log, store: Path, batch_rows: int | None = None) -> Any:
     """The configuration that ingests a log: every option but the names at its default."""
     from pipeline.config import Config, Source
 
-    return Config(
+    config = Config(
         name="run",
         runs=str(store.parent / f"{store.name}-runs"),
         store=str(store),
         source=Source.model_validate({"path": str(log.live), "columns": COLUMNS, "client": CLIENT}),
     )
+    return config if batch_rows is None else config.model_copy(update={"batch_rows": batch_rows})
 
 
-def build_store(log: Log, store: Path) -> None:
+def build_store(log: Log, store: Path, batch_rows: int | None = None) -> None:
     """Ingest the log's days into a store, unless it is there whole."""
     from pipeline.backend import choose
     from pipeline.events.ingest import ingest
@@ -48,38 +52,38 @@ def build_store(log: Log, store: Path) -> None:
     stamp.unlink(missing_ok=True)
     shutil.rmtree(store, ignore_errors=True)
     log.arrive(False)
-    ingest(configuration(log, store), choose("cpu"))
+    ingest(configuration(log, store, batch_rows), choose("cpu"))
     stamp.touch()
 
 
-def _prepare(task: Task) -> tuple[Any, float]:
-    """Import and compile what a run needs; imports are off the clock for every engine."""
-    import dask
-    import dask.dataframe
-    import deltalake  # noqa: F401
+def _idiom(run: Any, chunks: Any, ready: Any, seconds: float, ids: str = "integer", on_store: bool = False) -> Idiom:
+    """``ready`` puts files in their places before a run.
 
-    import pipeline.events.ingest
-    import pipeline.features.rollup  # noqa: F401
-    from pipeline.backend import PANDAS
-    from pipeline.events import compiled as events
-    from pipeline.events.store import EventStore  # noqa: F401
-    from pipeline.features import compiled as features
-    from pipeline.features import groups_compiled as groups
+    Off the clock, the same is run on a few thousand events first, in several batches: it imports and compiles all that
+    the run needs. The keys are ours, but for roll-ups, which have none.
+    """
 
-    began = time.perf_counter()
-    events.warm_up()
-    features.warm_up()
-    groups.warm_up()
-    seconds = time.perf_counter() - began
-    columns = {"subscriber_key": [0], "ts": pa.array([0], pa.timestamp("us")), "event": ["send"]}
-    event = PANDAS.from_arrow(pa.table(columns)).set_index("subscriber_key")
-    dask.compute(dask.delayed(len)(""), scheduler="threads")  # it imports its schedulers when first used
-    from pipeline.features.samples import SampleRequest
-    from pipeline.features.spec import FeatureSpec
-    from pipeline.features.table import feature_table
+    def prepare(task: Task) -> tuple[Any, float]:
+        folder = task.scratch / "small"
+        log = make(folder, SMALL, task.log.ids)
+        small = replace(
+            task, log=log, store=folder / "store", scratch=folder / "scratch", partitions=2, batch_rows=1000
+        )
+        small.scratch.mkdir()
+        began = time.perf_counter()
+        build_store(log, small.store, small.batch_rows)
+        ready(small)
+        run(small, None)
+        spent = time.perf_counter() - began
+        shutil.rmtree(folder)
+        ready(task)
+        return None, spent
 
-    feature_table(event, FeatureSpec.counts(["send"], [1]), SampleRequest("train", 1, (), "send"), PANDAS)
-    return None, seconds
+    return Idiom(run, chunks, prepare, chunks is not _rollup_chunks, on_store, ids, seconds)
+
+
+def _days(task: Task) -> None:
+    task.log.arrive(False)
 
 
 # -- features --------------------------------------------------------------------------------------------------------
@@ -135,12 +139,7 @@ def _ingest(task: Task, store: Path) -> Any:
     from pipeline.backend import PANDAS
     from pipeline.events.ingest import ingest
 
-    return ingest(configuration(task.log, store), PANDAS, workers=task.threads)
-
-
-def _prepare_days(task: Task) -> tuple[Any, float]:
-    task.log.arrive(False)
-    return _prepare(task)
+    return ingest(configuration(task.log, store, task.batch_rows), PANDAS, workers=task.threads)
 
 
 def _raw_to_features(task: Task, session: Any) -> Any:
@@ -177,9 +176,7 @@ def _rollup(task: Task, session: Any) -> Any:
     from pipeline.features.rollup import counts
 
     with ThreadPoolExecutor(task.threads) as pool, dask.config.set(scheduler="threads", pool=pool):
-        store = EventStore(str(task.store))
-        # The peers count every event, whoever caused it.
-        return counts(store, CLIENT, ["campaign"], "hour", machine=False, partitions=task.partitions)
+        return counts(EventStore(str(task.store)), CLIENT, ["campaign"], "hour", partitions=task.partitions)
 
 
 def _rollup_chunks(task: Task, session: Any, rows: Any) -> Iterable[Chunk]:
@@ -195,14 +192,10 @@ def _rollup_chunks(task: Task, session: Any, rows: Any) -> Iterable[Chunk]:
 # -- a new day -------------------------------------------------------------------------------------------------------
 
 
-def _prepare_new_day(task: Task) -> tuple[Any, float]:
+def _day_arrives(task: Task) -> None:
     """A copy of the store, so that the next run finds it as it was; and the new day's file beside the others."""
-    import os
-
     shutil.copytree(task.store, task.scratch / "store", copy_function=os.link)
-    prepared = _prepare_days(task)
     task.log.arrive(True)
-    return prepared
 
 
 def _new_day(task: Task, session: Any) -> Any:
@@ -229,13 +222,11 @@ def _new_day(task: Task, session: Any) -> Any:
 
 IDIOMS = {
     "ingest": {
-        "integer ids": Idiom(_ingest_alone, _event_chunks, _prepare_days, keyed=True, seconds=0.5),
-        "string ids, UUIDs": Idiom(_ingest_alone, _event_chunks, _prepare_days, keyed=True, ids="text", seconds=1.5),
+        "integer ids": _idiom(_ingest_alone, _event_chunks, _days, 0.5),
+        "string ids, UUIDs": _idiom(_ingest_alone, _event_chunks, _days, 1.5, ids="text"),
     },
-    "features": {"store": Idiom(_from_store, _feature_chunks, _prepare, keyed=True, on_store=True, seconds=0.15)},
-    "raw-to-features": {
-        "store on the way": Idiom(_raw_to_features, _feature_chunks, _prepare_days, keyed=True, seconds=0.7)
-    },
-    "rollup": {"store": Idiom(_rollup, _rollup_chunks, _prepare, keyed=False, on_store=True, seconds=0.3)},
-    "new-day": {"store": Idiom(_new_day, _feature_chunks, _prepare_new_day, keyed=True, seconds=0.1)},
+    "features": {"store": _idiom(_from_store, _feature_chunks, _days, 0.15, on_store=True)},
+    "raw-to-features": {"store on the way": _idiom(_raw_to_features, _feature_chunks, _days, 0.7)},
+    "rollup": {"store": _idiom(_rollup, _rollup_chunks, _days, 0.1, on_store=True)},
+    "new-day": {"store": _idiom(_new_day, _feature_chunks, _day_arrives, 0.1, on_store=True)},
 }

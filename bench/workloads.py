@@ -37,7 +37,8 @@ class Task:
     """What an engine is given.
 
     ``log``: the raw files; ``store``: our store of them; ``scratch``: an empty folder to write into; ``memory``: bytes
-    that an engine may plan with; ``sample``: features for one send in so many, those whose millisecond it divides.
+    that an engine may plan with; ``sample``: features for one send in so many, those whose millisecond it divides;
+    ``batch_rows``: of our ingest, its default where None.
     """
 
     log: Log
@@ -47,6 +48,7 @@ class Task:
     threads: int
     memory: int = 4 << 30
     sample: int = 1
+    batch_rows: int | None = None
     kinds: tuple[str, ...] = KINDS
     windows: tuple[int, ...] = WINDOWS
     exposure: str = EXPOSURE
@@ -84,10 +86,11 @@ class Task:
 class Idiom:
     """One way of one engine to do one workload.
 
-    ``prepare`` is off the clock and returns a session and the seconds spent compiling; ``run(task, session)`` is on it;
-    ``chunks(task, session, result)`` is off it again. ``keyed``: the first key column is our subscriber_key, not the
-    id. ``on_store``: reads our store, not the raw files. ``ids``: of the log. ``seconds``: a guess, per million events,
-    for the estimate that a user sees. ``again``: the result has to be computed a second time to be compared.
+    ``prepare`` is off the clock and returns a session and the seconds spent importing and compiling;
+    ``run(task, session)`` is on the clock, ``chunks(task, session, result)`` off it again. ``keyed``: the first key
+    column is our subscriber_key, not the id. ``on_store``: reads our store, not the raw files. ``ids``: of the log.
+    ``seconds``: a guess, per million events, for the estimate that a user sees. ``again``: the result has to be
+    computed a second time to be compared.
     """
 
     run: Callable[[Task, Any], Any]

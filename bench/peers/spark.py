@@ -179,13 +179,6 @@ def _two_steps(task: Task, session: Any, files: list[str]) -> Any:
     return first.groupBy("campaign", "event", "hour").agg(f.sum("n").alias("events"), f.count("*").alias("subscribers"))
 
 
-def _collect_set(task: Task, session: Any, files: list[str]) -> Any:
-    from pyspark.sql import functions as f
-
-    grouped = _hours(session, files).groupBy("campaign", "event", "hour")
-    return grouped.agg(f.count("*").alias("events"), f.size(f.collect_set("subscriber")).alias("subscribers"))
-
-
 def _rollup_chunk(batch: Any) -> Chunk:
     keys = [numbers_of(batch["campaign"]), numbers_of(batch["event"], KINDS), batch["hour"].to_numpy()]
     return keys, [batch["events"].to_numpy(), batch["subscribers"].to_numpy()]
@@ -231,7 +224,6 @@ IDIOMS = {
     "rollup": {
         "natural": _idiom(_distinct, Task.raw_files, _rollup_chunk, 0.5),
         "best": _idiom(_two_steps, Task.raw_files, _rollup_chunk, 0.5),
-        "set": _idiom(_collect_set, Task.raw_files, _rollup_chunk, 0.5),
     },
     "new-day": {
         "natural": _idiom(_new_day_natural, Task.recent_files, _feature_chunk, 0.3),
