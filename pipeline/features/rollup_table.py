@@ -117,7 +117,7 @@ def _why_anew(state: Mapping[str, Any], found: Mapping[str, Any], batches: Batch
         return "there are none yet"
     changed = [n for n, v in found["settings"].items() if state["settings"].get(n) != v]
     if changed:
-        return f"another {changed[0]}"
+        return f"the {changed[0]} changed"
     if not set(state["batches"]) <= set(found["batches"]):
         return "batches that they were made from are gone from the store"
     merged = {p for m in batches.values() if m["kind"] == "compaction" for p in m["replaced"]}
