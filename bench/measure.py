@@ -22,6 +22,8 @@ from bench import log as logs
 from bench.memory import Keeper, Peak, Tree
 from bench.workloads import Ids, Task, digest, idioms
 
+SCRATCH = "run-"  # how the names of measurements' own folders begin
+
 
 @dataclass(frozen=True)
 class Job:
@@ -58,8 +60,11 @@ def _child(job: Job, folder: Path) -> None:
     idiom = idioms(job.engine, job.workload)[job.idiom]
     session, compiled = idiom.prepare(task)
     tree = Tree(os.getpid())
+    parent = os.getppid()
     (folder / "ready").touch()
     while not (folder / "go").exists():
+        if os.getppid() != parent:
+            raise SystemExit("the bench that started this measurement is gone")
         time.sleep(0.005)
     with Peak() as peak:
         used, began = tree.cpu_seconds(), time.perf_counter()
@@ -106,7 +111,7 @@ def measure(job: Job, keeper: Keeper, limit: float, memory_limit: int) -> dict[s
         ``outcome`` ("finished", or what stopped it), and, where it finished, seconds, cpu_seconds, compile_seconds,
         peak_rss_bytes and digest (None where the job asks for none).
     """
-    with tempfile.TemporaryDirectory(dir=job.data, prefix="run-", ignore_cleanup_errors=True) as name:
+    with tempfile.TemporaryDirectory(dir=job.data, prefix=SCRATCH, ignore_cleanup_errors=True) as name:
         folder = Path(name)
         environment = {**os.environ, "POLARS_MAX_THREADS": str(job.threads), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "bench.measure", json.dumps(asdict(job)), name]
@@ -137,6 +142,7 @@ def measure(job: Job, keeper: Keeper, limit: float, memory_limit: int) -> dict[s
             if child.poll() is None:
                 tree.kill()
                 child.wait()
+            keeper.hold()  # at once, while what the child has freed is still here
         measured = folder / "measured.json"
         if measured.exists():
             found: dict[str, Any] = json.loads(measured.read_text(encoding="utf-8"))

@@ -110,8 +110,11 @@ def scale(report: dict[str, Any], path: Path) -> None:
             axis.grid(alpha=0.25)
             low, high = axis.get_xlim()
         top.set_xlim(low, high * 4)  # room for the names
+        bottom.xaxis.set_minor_formatter("")
         bottom.set_xlabel("events in the log")
-        figure.suptitle(f"Raw files to features: {_on(report['machine'])}", x=0.01, ha="left")
+        samples = sorted({r["sample"] for r in report["results"]})
+        which = ", ".join(f"one send in {s}" if s > 1 else "every send" for s in samples)
+        figure.suptitle(f"Raw files to features of {which}: {_on(report['machine'])}", x=0.01, ha="left")
         figure.tight_layout()
         _save(figure, path)
 

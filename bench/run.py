@@ -199,7 +199,9 @@ def draw(report: dict[str, Any], path: Path) -> None:
 
 
 def clean(args: argparse.Namespace, events: int) -> None:
-    """Remove the logs and stores of one size."""
+    """Remove the logs and stores of one size, and what a measurement that was killed left."""
+    for left in args.data.glob(f"{measure.SCRATCH}*"):
+        shutil.rmtree(left, ignore_errors=True)
     for ids in logs.IDS:
         for kind in ("log", "store"):
             shutil.rmtree(args.data / f"{kind}-{ids}-{events}", ignore_errors=True)
