@@ -256,6 +256,8 @@ def to_category(array: Any, column: str, where: str) -> Any:
     """Any column of few distinct values as dictionary<int32, string>, without unused or repeated entries."""
     if not pa.types.is_dictionary(array.type):
         array = array.dictionary_encode() if not pa.types.is_null(array.type) else pa.nulls(len(array), CATEGORY)
+    elif array.dictionary.null_count:  # nulls may hide among the values
+        array = array.dictionary_decode().dictionary_encode()
     distinct = array.dictionary
     kind = distinct.type
     if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):

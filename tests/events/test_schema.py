@@ -112,6 +112,9 @@ def test_ids_and_kinds() -> None:
     assert kinds.to_pylist() == ["unsubscribe", "unsubscribe", None, "open"]
     assert len(kinds.dictionary) == 2
     assert to_category(pa.array([3, 3, None]), "k", "'f'").to_pylist() == ["3", "3", None]
+    hidden = pa.DictionaryArray.from_arrays(pa.array([0, 1, None]), pa.array(["a", None]))
+    found = to_category(hidden, "k", "'f'")
+    assert (found.null_count, found.to_pylist()) == (2, ["a", None, None])
 
 
 def test_names() -> None:

@@ -153,7 +153,7 @@ def test_a_target_that_cannot_be_written(tmp_path: Path, victim: Victim) -> None
     assert daily.completes()
 
 
-@pytest.mark.parametrize("before", ["make_batches", "prepare"])  # after the listing; after its digest
+@pytest.mark.parametrize("before", ["make_batches", "read_whole"])  # after the listing; as files are read
 def test_a_source_file_that_vanishes(tmp_path: Path, victim: Victim, before: str) -> None:
     """Set aside by name while the others are taken, or the error; once it is back it is taken."""
     daily = Daily(tmp_path, victim)
