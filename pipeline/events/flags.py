@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.backend import Backend
 from pipeline.config import Quality
 from pipeline.events import signals
 from pipeline.events.quality import Rulebook
@@ -74,7 +73,6 @@ def flag_rows(
     listed: bool,
     quality: Quality,
     book: Rulebook,
-    backend: Backend,
 ) -> Flagged:
     """Apply every rule of this module.
 
@@ -94,7 +92,7 @@ def flag_rows(
         quality.most_per_message,
         quality.disorder,
     )
-    found = signals.kernels(backend).signals(key, ts, arrived, kind, message, role, limits)
+    found = signals.kernels().signals(key, ts, arrived, kind, message, role, limits)
     bits = np.zeros(len(key), dtype=np.int32) if marks is None else marks
     # From here on few rows matter: those that show something, and those that lack something.
     lacking = np.array([name in ("open", "click") for name in names] or [False])[kind]

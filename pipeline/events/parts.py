@@ -115,13 +115,12 @@ class Sorter:
             self.listed,
             self.quality,
             self.book,
-            backend,
         )
         taken["machine"], taken["flagged_by"] = pa.array(flagged.machine), flagged.names
         found = {rule: final[hits] for rule, hits in flagged.hits.items()}
         found |= {"duplicate": dropped, "conflicting_duplicate": conflicting}
         results = {rule: self._result(rows, rule, hits, part.client) for rule, hits in found.items() if len(hits)}
-        counts = tally(sorted_ts, arrived, taken, flagged.machine, backend)
+        counts = tally(sorted_ts, arrived, taken, flagged.machine)
         findings = Findings(len(dropped), len(conflicting), results, counts)
         return Part(SortedRows(sorted_key, sorted_ts, taken, subscribers), findings)
 

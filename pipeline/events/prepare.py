@@ -144,7 +144,7 @@ def prepare(
         return broken(book.own, table, ~rejected, where, backend)
 
     earliest = microseconds(config.quality.earliest) or 0
-    verdict = check(rows, config.quality, book, source.known, earliest, backend, own)
+    verdict = check(rows, config.quality, book, source.known, earliest, own)
     accepted = verdict.rejected_by < 0
     looked = {
         name: to_category(column(name), mapped[name], where) if name in mapped else None
@@ -154,7 +154,7 @@ def prepare(
     if marks is not None:
         table = table.append_column("marks", pa.array(marks))
     prepared = Prepared(table, total, None, bool(dated.all()), dropped=screened.dropped)
-    arrived = kernels(backend).day_counts(ingested) if dated.any() else {arrival // DAY: np.array([n])}
+    arrived = kernels().day_counts(ingested) if dated.any() else {arrival // DAY: np.array([n])}
     prepared.arrivals = {iso(day): int(counts[0]) for day, counts in arrived.items()}
     offset = sum(file.group_rows[: unit.first])
     for name, hits in verdict.hits.items():

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.backend import Backend
 from pipeline.config import Quality
 from pipeline.errors import ConfigError, DataError, did_you_mean
 from pipeline.events.schema import MAX_CLIENT, usable_client
@@ -240,7 +239,6 @@ def check(
     book: Rulebook,
     known: list[str] | None,
     earliest_us: int,
-    backend: Backend,
     own: Callable[[np.ndarray], Mapping[str, np.ndarray]] | None = None,
 ) -> Verdict:
     """Apply every row rule to one file's rows.
@@ -265,7 +263,7 @@ def check(
     found["null_ts"], found["invalid_ts"] = rows.ts_null, rows.ts_bad
     readable = ~(rows.ts_null | rows.ts_bad)
     limits = (earliest_us, quality.future, quality.late)
-    times = kernels(backend).time_bits(rows.ts, rows.ingested_at, readable, rows.dated, *limits)
+    times = kernels().time_bits(rows.ts, rows.ingested_at, readable, rows.dated, *limits)
     found["impossible_time"], found["late_arrival"] = (times == bit for bit in (IMPOSSIBLE, LATE))
     if known is not None:
         accepted = set(known)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.backend import Backend
+from pipeline.backend import PANDAS
 from pipeline.config import UNITS
 
 # Bits of what a row shows.
@@ -96,9 +96,9 @@ def code_counts(code: np.ndarray, codes: int) -> np.ndarray:
     return np.bincount(code + 1, minlength=codes + 1)[1:]
 
 
-def kernels(backend: Backend) -> Any:
-    """The module of these functions: this one, or that of their compiled twins."""
-    return importlib.import_module(f"pipeline.events.{'compiled_' if backend.compiled else ''}signals")
+def kernels() -> Any:
+    """The module of these functions: this one, or that of their compiled twins. Rows are the host's, on a GPU too."""
+    return importlib.import_module(f"pipeline.events.{'compiled_' if PANDAS.compiled else ''}signals")
 
 
 def _dense(group: np.ndarray, ts: np.ndarray, count: int, span: int) -> np.ndarray:

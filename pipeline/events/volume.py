@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.backend import Backend
 from pipeline.config import Quality
 from pipeline.events.quality import Rulebook, RuleResult, iso
 from pipeline.events.schema import numpy_of
@@ -30,9 +29,7 @@ MOST_VALUES = 20_000  # of a column in a batch; more of them are not names but i
 Tally = dict[str, Any]
 
 
-def tally(
-    ts: np.ndarray, arrived: np.ndarray, columns: Mapping[str, Any], machine: np.ndarray, backend: Backend
-) -> Tally:
+def tally(ts: np.ndarray, arrived: np.ndarray, columns: Mapping[str, Any], machine: np.ndarray) -> Tally:
     """What a manifest says of one client's rows.
 
     Args:
@@ -42,7 +39,7 @@ def tally(
         "days": ISO date -> kind -> [by humans, by machines]; "provider", "campaign": value -> rows, None for too many;
         "happened": the latest day that is not ahead of its row's arrival.
     """
-    names, by = columns["event"].dictionary.to_pylist(), kernels(backend)
+    names, by = columns["event"].dictionary.to_pylist(), kernels()
     days: dict[str, dict[str, list[int]]] = {}
     for day, counts in sorted(by.day_counts(ts, numpy_of(columns["event"].indices), machine, len(names)).items()):
         kinds = days.setdefault(iso(day), {})
