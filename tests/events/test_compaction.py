@@ -117,12 +117,12 @@ def test_collisions_across_batches_are_refused(
 
 def test_an_open_month_of_many_batches_is_merged(tmp_path: Path, backend: Backend) -> None:
     """As of an hourly ingest: no partition opens more than some 40 files, whatever the month's length."""
-    rows = sorted(random_rows(450, subscribers=30, days=20), key=lambda r: r["time"])
+    rows = sorted(random_rows(250, subscribers=30, days=20), key=lambda r: r["time"])
     settings = config(tmp_path)
-    for i in range(90):
+    for i in range(50):
         write(tmp_path / f"raw/{i:02d}.parquet", rows[i * 5 : i * 5 + 5])
         ingest(settings, backend)
-        if i in (38, 60, 89):
+        if i in (38, 41, 49):
             store = EventStore(settings.store_uri, backend)
             for client in ("acme", "globex"):
                 assert len([f for f in store.files if f["client"] == client]) <= OPEN + 2

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,11 @@ from pipeline.backend import PANDAS
 from pipeline.config import Config
 from pipeline.errors import ConfigError, StoreError
 from pipeline.events import tombstones
+from pipeline.events.commit import open_table
 from pipeline.events.compaction import compact_closed, due
 from pipeline.events.files import Place
 from pipeline.events.ingest import ingest
+from pipeline.events.locks import writing
 from pipeline.events.store import EventStore
 from pipeline.forget import forget
 from pipeline.rundir import RunDirectory
@@ -340,3 +344,20 @@ def test_what_cannot_be_erased_is_named(run: tuple[Config, list[Row]]) -> None:
     pq.write_table(pa.table({"x": [key_of(WHO)]}), settings.run_dir / "mine.parquet")
     with pytest.raises(StoreError, match=r"2 files still mention.*\n.*mine\.parquet\n.*notes\.txt"):
         forget(settings, [WHO])
+
+
+def test_it_waits_for_a_writer(run: tuple[Config, list[Row]], capsys: pytest.CaptureFixture[str]) -> None:
+    """Its tombstone is there at once; it erases when the ingest at work is done."""
+    settings, every = run
+    place = Place(settings.store_uri)
+    with ThreadPoolExecutor(1) as pool:
+        with writing(place):
+            done = pool.submit(forget, settings, [WHO])
+            deadline = time.monotonic() + 60
+            while "waiting for the process that is writing" not in (said := capsys.readouterr().out):
+                assert time.monotonic() < deadline, said
+                time.sleep(0.05)
+            assert key_of(WHO) in tombstones.read(place, open_table(place.target)).everywhere
+            assert reads(settings) == {c: expected(every, c) for c in CLIENTS}
+        done.result()
+    assert reads(settings) == without(every)

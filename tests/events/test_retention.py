@@ -31,6 +31,9 @@ def log(days: int = 150) -> list[Row]:
     ]
     rows.sort(key=lambda r: r["arrived"])
     rows.append(dict(rows[-1], time=rows[-1]["time"] + DAY // 2, id=-1))  # ahead of its arrival
+    end = max(min(r["time"], r["arrived"]) for r in rows)
+    for i, ts in enumerate((end - SPAN - 1, end - SPAN)):  # the last to go, and the first to stay
+        rows.insert(len(rows) // 2, dict(rows[0], time=ts, arrived=ts, id=-2 - i))
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import stages
 from pipeline.backend import PANDAS, Backend
 from pipeline.errors import ConfigError, SourceError
 from pipeline.events.ingest import IngestReport, ingest
 from pipeline.events.setaside import NAME, listed
 from pipeline.events.store import EventStore
+from pipeline.plan import make_plan
 from tests.events.logs import Row, config, expected, random_rows, rows_of_frame, write
 
 
@@ -206,3 +209,22 @@ def test_a_file_that_vanishes_meanwhile(tmp_path: Path, monkeypatch: pytest.Monk
     assert (report.kept, names(report)) == (100, ["2.parquet"])
     assert "vanished" in report.bad_files[0]["error"]
     assert not ingest(config(tmp_path), PANDAS).bad_files
+
+
+def test_a_run_says_which_and_keeps_it_in_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "raw/1.parquet", random_rows(100))
+    bad = write(tmp_path / "raw/2.parquet", random_rows(100, seed=2))
+    good = bad.read_bytes()
+    bad.write_bytes(good[:-9])
+    settings = config(tmp_path)
+    assert any("set aside: source file" in line and "2.parquet" in line for line in make_plan(settings).lines)
+    metrics = settings.run_dir / "metrics.json"
+    for _ in range(2):
+        stages.run(settings, until="ingest")
+        assert f"warning   set aside: source file {str(bad)!r} cannot be read" in capsys.readouterr().out
+        (listed_there,) = json.loads(metrics.read_text())["bad_files"]
+        assert listed_there["file"] == str(bad)
+        assert listed_there.keys() == {"file", "size", "sha256", "error", "changed", "time"}
+    bad.write_bytes(good)
+    stages.run(settings, until="ingest")
+    assert json.loads(metrics.read_text())["bad_files"] == []
