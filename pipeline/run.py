@@ -21,6 +21,7 @@ from pipeline.errors import ConfigError, EventgrainError, did_you_mean
 COMMANDS = {
     "all": "every stage in order (the default)",
     "plan": "say what a run would read and cost; reads no data, writes nothing",
+    "describe": "every feature: name, definition, dtype, unit, window: --json, --client, --model",
     "simulate": "write a simulated event log: --events, --out, --clients, --days, --seed, --ids, --workers",
     "ingest": "raw files into the sorted store",
     "rollup": "ingest, and counts and rates per campaign, provider and time",
@@ -33,11 +34,12 @@ COMMANDS = {
     "forget": "erase people's events, decisions and rejected rows: --subscriber, --subscribers, --client",
 }
 UPKEEP = ("verify", "compact", "clean", "forget")  # see pipeline/upkeep.py and pipeline/forget.py
-# The options that one command alone takes.
+# The options that not every command takes.
 OPTIONS = {
     "simulate": ("events", "out", "clients", "days", "seed", "ids", "workers"),
     "clean": ("dry_run", "older_than"),
     "forget": ("subscriber", "subscribers", "client"),
+    "describe": ("json", "client", "model"),
 }
 
 DESCRIPTION = """\
@@ -102,6 +104,9 @@ def build_parser() -> argparse.ArgumentParser:
     simulate.add_argument("--seed", type=int, metavar="N", help="same seed, same log (1)")
     simulate.add_argument("--ids", choices=["string", "integer"], help="form of subscriber and campaign ids")
     simulate.add_argument("--workers", type=_count, metavar="N", help="threads to simulate with")
+    describe = parser.add_argument_group("describe")
+    describe.add_argument("--json", action="store_true", default=None, help="the specification as JSON")
+    describe.add_argument("--model", metavar="VERSION", help="of a trained version, or of the `current` ones")
     clean = parser.add_argument_group("clean")
     clean.add_argument(
         "--dry-run", action="store_true", default=None, help="name what would be removed; remove nothing"
@@ -112,7 +117,8 @@ def build_parser() -> argparse.ArgumentParser:
     forget = parser.add_argument_group("forget")
     forget.add_argument("--subscriber", action="append", metavar="ID", help="whom to forget; may be given again")
     forget.add_argument("--subscribers", metavar="FILE", help="or a file of ids, one a line")
-    forget.add_argument("--client", metavar="NAME", help="whose subscriber (every client's of that id)")
+    both = parser.add_argument_group("describe, forget")
+    both.add_argument("--client", metavar="NAME", help="of this client only (every client's)")
     return parser
 
 
@@ -171,6 +177,10 @@ def _main(argv: Sequence[str] | None) -> int:
     except EventgrainError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`); nothing is left to say, and Python must not say it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as error:
         # Any write of any stage may be the one that no longer fits.
         if error.errno not in FULL:
@@ -182,15 +192,12 @@ def _main(argv: Sequence[str] | None) -> int:
         hint = "use more memory, more partitions, a smaller batch_rows, or model.downsample below 1"
         print(f"error: out of memory: {hint}; {KEPT}", file=sys.stderr)
         return EventgrainError.exit_status
-    except BrokenPipeError:
-        # The reader of our output went away (`| head`); nothing is left to say, and Python must not say it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
 
 
 def _dispatch(command: str, overrides: list[str], options: argparse.Namespace) -> int:
     for owner, names in OPTIONS.items():
-        given = [f"--{k.replace('_', '-')}" for k in names if getattr(options, k) is not None]
+        others = OPTIONS.get(command, ())
+        given = [f"--{k.replace('_', '-')}" for k in names if k not in others and getattr(options, k) is not None]
         if command != owner and given:
             hint = "; elsewhere write for example simulate.events=2000000" if owner == "simulate" else ""
             raise ConfigError(f"the command {owner} alone takes {', '.join(given)}{hint}")
@@ -215,6 +222,11 @@ def _dispatch(command: str, overrides: list[str], options: argparse.Namespace) -
         from pipeline.plan import make_plan
 
         print("\n".join(make_plan(config).lines))
+        return 0
+    if command == "describe":
+        from pipeline.describe import describe
+
+        describe(config, bool(options.json), options.client, options.model)
         return 0
     if command in UPKEEP:
         from pipeline import forget, upkeep

@@ -34,6 +34,13 @@ if TYPE_CHECKING:
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
+def end_of_data(config: Config, store: EventStore, client: str) -> int:
+    """Where a client's data end, microseconds UTC: as configured, or after its last full local day."""
+    if config.as_of is not None:
+        return (config.as_of - EPOCH) // dt.timedelta(microseconds=1)
+    return store.last_full_day(client, config.client_timezone(client))
+
+
 @dataclass
 class Context:
     """One invocation: the resolved configuration, where it computes and where it writes."""
@@ -55,10 +62,8 @@ class Context:
         self.__dict__.pop("store", None)
 
     def as_of(self, client: str) -> int:
-        """Where the client's data end, microseconds UTC: as configured, or after its last full local day."""
-        if self.config.as_of is not None:
-            return (self.config.as_of - EPOCH) // dt.timedelta(microseconds=1)
-        return self.store.last_full_day(client, self.config.client_timezone(client))
+        """See :func:`end_of_data`."""
+        return end_of_data(self.config, self.store, client)
 
 
 @dataclass

@@ -11,6 +11,8 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from pipeline.run import main
+
 SMALL = [
     "name=small",
     "simulate.events=40000",
@@ -176,3 +178,36 @@ def test_what_was_deleted_or_damaged_is_made_anew(finished: tuple[Path, str]) ->
         assert f"{stage:<9} what it left is gone or damaged, and is made anew\n" in done.stdout
     assert (run / "rollups" / "_delta_log").is_dir()
     assert (run / "models" / "acme" / "current").read_text().strip() != version
+
+
+def test_features_are_described(finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+    """What a configuration would give is what training gave, in a table and in JSON."""
+    folder, _ = finished
+    command = ["describe", f"runs={folder}", "backend=cpu", *SMALL]
+    assert main([*command, "--json", "--model", "current"]) == 0
+    trained = json.loads(capsys.readouterr().out)
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == trained
+    assert set(trained) == {"acme", "globex"}
+    version = (folder / "small" / "models" / "acme" / "current").read_text().strip()
+    assert trained["acme"] == json.loads((folder / "small" / "models" / "acme" / version / "spec.json").read_text())
+    assert main([*command, "--client", "acme", "sequences.length=5"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"acme: {len(trained['acme']['features'])} features, sequences of 5"
+    assert lines[2].split() == ["name", "definition", "dtype", "unit", "window"]
+    rows = {line.split("  ")[0]: line for line in lines[4:]}
+    for feature in trained["acme"]["features"]:
+        assert feature["definition"][:40] in rows[feature["name"]]
+    assert rows["open_7d"].split()[-3:] == ["float32", "events", "7d"]
+    assert "float32 x 5" in rows["sequence days"]
+    assert main([*command, "--model", "20260101T000000Z-0000000000000000"]) == 2
+    assert "there is no model version" in capsys.readouterr().err
+    assert main([*command, "--client", "amce"]) == 2
+    assert "did you mean 'acme'?" in capsys.readouterr().err
+
+
+def test_describe_into_a_closed_pipe_is_quiet(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    command = f"{sys.executable} -m pipeline.run describe --json runs={folder} name=small | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("{\n", "")

@@ -23,6 +23,7 @@ from pipeline.run import main
         (["train", "decide"], "'decide' is neither a command"),
         (["train", "--events", "5"], "the command simulate alone takes --events"),
         (["simulate"], "simulate needs --out DIR"),
+        (["plan", "--model", "current"], "the command describe alone takes --model"),
         (["verify", "--dry-run"], "the command clean alone takes --dry-run"),
         (["clean", "--subscriber", "x"], "the command forget alone takes --subscriber"),
         (["forget"], "forget needs --subscriber ID or --subscribers FILE"),
@@ -54,7 +55,8 @@ def test_help_is_light() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "HEAVY []" in out
-    for command in ("plan", "simulate", "ingest", "rollup", "train", "decide", "report", "verify", "clean", "forget"):
+    names = "plan simulate ingest rollup train decide report verify clean forget describe"
+    for command in names.split():
         assert f"\n  {command} " in out
 
 

@@ -132,6 +132,17 @@ def use(models: str | Path, client: str, version: str) -> None:
         raise ModelError(f"cannot put model version {version} in use in {home}: {error.strerror}") from None
 
 
+def clients(models: str | Path) -> list[str]:
+    """The clients that have versions, sorted, as their cards name them."""
+    homes = [p for p in Path(models).iterdir() if p.is_dir()] if Path(models).is_dir() else []
+    found = []
+    for home in homes:
+        cards = sorted(home.glob("*/card.json"))
+        if cards:
+            found.append(str(json.loads(cards[-1].read_bytes())["client"]))
+    return sorted(found)
+
+
 def versions(models: str | Path, client: str) -> list[str]:
     """A client's versions, oldest first."""
     home = client_dir(models, client)
@@ -188,6 +199,18 @@ def load_current(models: str | Path, client: str) -> tuple[TrainedModel, Feature
     if version is None:
         raise ModelError(f"client {client!r} has no model yet in {Path(models)}: run train first")
     return load_version(models, client, version)
+
+
+def specification(models: str | Path, client: str, version: str) -> FeatureSpec:
+    """The verified feature specification of a version; opens no TensorFlow.
+
+    Raises:
+        ModelError: a file is missing, changed or of another format.
+    """
+    from pipeline.features.spec import FeatureSpec
+
+    _, contents = _verified(client_dir(models, client) / version, version)
+    return FeatureSpec.from_json(contents["spec.json"].decode())
 
 
 def load_version(models: str | Path, client: str, version: str) -> tuple[TrainedModel, FeatureSpec, dict[str, Any]]:
