@@ -274,7 +274,7 @@ class Decide(Section):
 class Context(Section):
     """Trailing rates of the campaign, provider, hour and client before the midnight before a decision."""
 
-    windows: list[Duration] = [7 * UNITS["d"], 28 * UNITS["d"]]  # whole days; none: no such features
+    windows: list[Duration] = [28 * UNITS["d"]]  # whole days; none: no such features
 
     @field_validator("windows")
     @classmethod

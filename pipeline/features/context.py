@@ -22,6 +22,7 @@ from pipeline.features.samples import TRAIN, Points, SampleRequest
 from pipeline.features.spec import SMOOTH_HITS, SMOOTH_TRIALS, Feature, FeatureSpec
 from pipeline.features.trailing import DAY, HOUR, UNKNOWN, ContextSpec, Counts, Trailing
 
+RECURRING = 0.01  # share of deliveries; below it a campaign's history says nothing, to training least of all
 BLOCK = 1 << 16  # points at a time: the sums are wider than the features
 _MASK = 0x5EED_C0
 
@@ -43,7 +44,11 @@ def describe(spec: FeatureSpec, context: ContextSpec | None, counts: Counts | No
     """The specification with the context's features, at the levels that the log has names for."""
     if context is None or counts is None:
         return spec
-    absent = [n for n in ("campaign", "provider") if n in context.levels and not counts.names[n]]
+    absent = {n: f"the log has none (source.columns.{n})" for n in context.levels if not counts.names.get(n, [n])}
+    if "campaign" in context.levels and "campaign" not in absent:
+        share = counts.of_earlier_campaigns()
+        if share < RECURRING:
+            absent["campaign"] = f"only {share:.1%} of deliveries are of a campaign that was sent on an earlier day too"
     context = replace(context, levels=tuple(n for n in context.levels if n not in absent))
     below = " - ".join([context.exposure, *context.bounces])
     features = []
@@ -57,7 +62,7 @@ def describe(spec: FeatureSpec, context: ContextSpec | None, counts: Counts | No
             longest = format_duration(context.windows[-1])
             definition = f"1 where the {level} had deliveries in the {longest} before the midnight before at, else 0"
             features.append(Feature(f"{level}_known", "context", definition, "1", how=level))
-    lacking = tuple(f"context of the {n}: the log has no {n}s (source.columns.{n})" for n in absent)
+    lacking = tuple(f"context of the {n}: {why}" for n, why in absent.items())
     return replace(spec, features=(*spec.features, *features), context=context, absent=(*spec.absent, *lacking))
 
 

@@ -81,6 +81,16 @@ class Counts:
     known: np.ndarray
     added: np.ndarray
 
+    def of_earlier_campaigns(self) -> float:
+        """The share of deliveries that are of a campaign with deliveries on an earlier day."""
+        mine = np.flatnonzero((self.codes["campaign"] != UNKNOWN) & (self.added[:, -1] > 0))
+        if not len(mine):
+            return 0.0
+        code, day, number = self.codes["campaign"][mine], self.hour[mine] // 24, self.added[mine, -1]
+        first = np.full(len(self.names["campaign"]), np.iinfo(np.int64).max)
+        np.minimum.at(first, code, day)
+        return float(number[day > first[code]].sum() / number.sum())
+
 
 def count_events(events: Frame, spec: ContextSpec, timezone: str, per_decision: bool = False) -> Counts:
     """One partition's counts.

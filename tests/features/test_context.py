@@ -261,6 +261,16 @@ def test_what_the_log_lacks_is_absent(backend: Backend) -> None:
         feature_table(frame, describe(BASE, WANTED, counts), request(), backend)
 
 
+def test_campaigns_that_are_sent_once_have_no_context(backend: Backend) -> None:
+    assert WANTED is not None
+    events = [e._replace(campaign=f"day {e.ts // DAY}") for e in a_log(8)]
+    for share, absent in ((0.0, True), (0.2, False)):
+        mixed = [e._replace(campaign="weekly") if e.event_id % 100 < share * 100 else e for e in events]
+        spec = describe(BASE, WANTED, trailing.count_events(framed(mixed, backend), WANTED, "UTC"))
+        assert ("campaign_known" not in spec.names) == absent
+        assert any("only 0.0% of deliveries are of a campaign" in a for a in spec.absent) == absent
+
+
 def test_specification_round_trip(backend: Backend) -> None:
     spec, _ = prepared(a_log(9), request(), backend)
     assert FeatureSpec.from_json(spec.to_json()) == spec

@@ -159,7 +159,7 @@ def test_a_training_set_of_last_month_is_the_scoring_of_each_of_its_days(
     (client,) = store.clients()
     end = store.last_full_day(client)
     spec, _ = specify(store, client, config, SampleRequest.from_config(config, client, end))
-    assert {"provider_known", "client_open_rate_7d"} < set(spec.names)
+    assert {"provider_known", "client_click_rate_28d"} < set(spec.names)
     assert spec.sequences is not None
     assert len(spec.sequences.campaigns) == 20
 
@@ -177,10 +177,11 @@ def test_a_training_set_of_last_month_is_the_scoring_of_each_of_its_days(
     assert len(days) == 30
     for day in days:
         seen = SampleRequest.from_config(config.model_copy(update={"as_known_at": None}), client, day, "score")
-        known |= rows_of(table(SampleRequest(**{**vars(seen), "as_known_at": day}), 2), backend)
-        today |= rows_of(table(seen, 2), backend)
+        known |= rows_of(table(SampleRequest(**{**vars(seen), "as_known_at": day}), 1 + day // DAY % 2), backend)
+        if day in days[::6]:
+            today |= rows_of(table(seen, 1), backend)
     built = {k: v for k, v in built.items() if k[1] >= days[0]}
     assert built == known
-    differing = sum(today.get(k) != v for k, v in built.items())
-    assert differing > len(built) // 20  # of events that came later, a backfill without it would have known
+    differing = sum(built.get(k) != v for k, v in today.items())
+    assert differing > len(today) // 20  # of events that came later, a backfill without it would have known
     assert whole[1].counts["knew_less"] > len(built) // 20

@@ -148,8 +148,9 @@ def test_the_vocabulary_is_of_the_campaigns_with_most_events(backend: Backend) -
             found[name] = found.get(name, 0) + count
     expected = {c: sum(e.campaign == c and e.ts < until for e in events) for c in "abc"}
     assert found == expected
-    table = rollup.combine([rollup.partition_counts(framed(events, backend), "UTC", "hour")], "acme")
-    assert rolled_campaigns(table[table.level == "bucket"], until, "UTC") == expected
+    counts = [rollup.partition_counts(framed(events, backend), "UTC", ["hour"])]
+    table = rollup.combine(counts, "acme", ["hour"])
+    assert rolled_campaigns(table[table.level == "provider"], until, "UTC") == expected
     order = sorted(expected, key=lambda c: (-expected[c], c))
     assert frequent(expected, 2) == tuple(sorted(order[:2]))
     assert frequent({"z": 1, "y": 1}, 1) == ("y",)
