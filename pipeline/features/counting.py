@@ -135,7 +135,7 @@ def of_tables(tables: list[Any], columns: Sequence[str]) -> Rows:
         elif column != "ts":
             found = [NONE if v is None else v for v in array.dictionary.to_pylist()]
             missing = found.index(NONE) if NONE in found else len(found)
-            codes[column] = numpy_of(array.indices, missing)
+            codes[column] = numpy_of(array.indices, missing).copy()  # Arrow's own cannot be written to
             names[column] = found if missing < len(found) else [*found, NONE]
     return Rows(key, ts, codes, names, machine, _kernels(PANDAS).pieces(np, key, ts, starts))
 
@@ -182,8 +182,8 @@ def count(rows: Rows, levels: Sequence[Level], timezone: str, backend: Backend, 
     kinds, kind = _kinds(rows, xp)
     shape = len(kinds)
     if len(rows.ts) == 0:
-        empty = [np.empty((0, 3), np.int64) for _ in levels], [np.empty((0, shape, 2), np.int64) for _ in levels]
-        return Counted(levels, kinds, _names(rows, by), *empty)
+        empty = [np.empty((0, 3), np.int64) for _ in levels], [np.empty((0, 0, 2), np.int64) for _ in levels]
+        return Counted(levels, [], _names(rows, by), *empty)
     first, stop, owner, _ = rows.pieces
     unit = HOUR if any(level.every == "hour" for level in levels) else UNITS["d"]
     low, high = int(rows.ts.min()), int(rows.ts.max())
@@ -196,7 +196,7 @@ def count(rows: Rows, levels: Sequence[Level], timezone: str, backend: Backend, 
     if by == ["campaign", "provider"]:
         name = rows.codes["campaign"] * np.int32(sizes["provider"]) + rows.codes["provider"]
     elif by:
-        name = xp.asarray(rows.codes[by[0]]).copy()
+        name = rows.codes[by[0]]
     cell, found = kernels.cells(xp, rows.ts, name, xp.asarray(since), xp.asarray(offsets), unit, base, span)
     found = backend.to_host(found)
     which, start = found // span, (found % span + base) * unit
@@ -208,7 +208,9 @@ def count(rows: Rows, levels: Sequence[Level], timezone: str, backend: Backend, 
         keys.append(key)
         counted = kernels.count_distinct(xp, first, stop, owner, cell, kind, shape, mapped, len(key))
         values.append(backend.to_host(counted))
-    return Counted(levels, kinds, _names(rows, by), keys, values)
+    seen = np.any([v[:, :, 0].any(axis=0) for v in values], axis=0)
+    order = sorted(np.flatnonzero(seen).tolist(), key=lambda i: kinds[i])
+    return Counted(levels, [kinds[i] for i in order], _names(rows, by), keys, [v[:, order] for v in values])
 
 
 def _names(rows: Rows, by: Sequence[str]) -> dict[str, list[str]]:
@@ -216,11 +218,12 @@ def _names(rows: Rows, by: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _kinds(rows: Rows, xp: Any) -> tuple[list[str], Array]:
-    """The kinds that occur, a machine's apart, and each row's position among them, int32[n]."""
+    """The kinds, a machine's apart, and each row's position among them, int32[n]."""
     names, code = rows.names["event"], rows.codes["event"]
-    if rows.machine is not None:
-        names = [*names, *(MACHINE + n for n in names)]
-        code = code + rows.machine * np.int32(len(rows.names["event"]))
+    if rows.machine is None:
+        return names, code
+    names = [*names, *(MACHINE + n for n in names)]
+    code = code + rows.machine * np.int32(len(rows.names["event"]))
     used = np.flatnonzero(backend_of(code).to_host(xp.bincount(code, minlength=len(names))) > 0)
     number = np.zeros(len(names), dtype=np.int32)
     number[used] = np.arange(len(used))
@@ -242,10 +245,8 @@ def _groups(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Each cell's group at a level, int64[cells], and the groups' keys, int64[g, 3]."""
     none = np.zeros_like(start)
-    columns = [parts[n] if n in level.by else none for n in ("campaign", "provider")]
-    columns.append(start_of(start, level.every))
-    group, first = _distinct(columns)
-    keys = np.stack([c[first] for c in columns], axis=1)
+    campaign, provider = (parts[n] if n in level.by else none for n in ("campaign", "provider"))
+    group, keys = _number(campaign, provider, start_of(start, level.every))
     if only is None:
         return group, keys
     if level.every == "all":
@@ -256,17 +257,15 @@ def _groups(
     return number[group], keys[wanted]
 
 
-def _distinct(columns: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Number the distinct rows of some integer columns: each row's number, and a row of each."""
-    code = np.zeros(len(columns[0]), dtype=np.int64)
-    kernels = _kernels(PANDAS)
-    for column in columns:
-        if len(column) and int(column.min()) < int(column.max()):
-            number, found = kernels.factorize(np, column - column.min())
-            code = kernels.factorize(np, code * len(found) + number)[0].astype(np.int64)
-    first = np.zeros(int(code.max()) + 1 if len(code) else 0, dtype=np.int64)
-    first[code[::-1]] = np.arange(len(code))[::-1]
-    return code, first
+def _number(campaign: np.ndarray, provider: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Number the distinct (campaign, provider, start): each row's number, int64[n], and their keys, int64[g, 3]."""
+    if not len(start):
+        return np.empty(0, dtype=np.int64), np.empty((0, 3), dtype=np.int64)
+    hour = start // HOUR
+    low, span, width = int(hour.min()), int(hour.max()) - int(hour.min()) + 1, int(provider.max()) + 1
+    group, found = _kernels(PANDAS).factorize(np, (campaign * width + provider) * span + (hour - low))
+    which = found // span
+    return group.astype(np.int64), np.stack([which // width, which % width, (found % span + low) * HOUR], axis=1)
 
 
 # -- merging -----------------------------------------------------------------------------------------------------
@@ -278,10 +277,9 @@ def merge(parts: Sequence[Counted]) -> Counted:
     names = {n: sorted({v for p in parts for v in _used(p, n)}) for n in ("campaign", "provider")}
     keys, values = [], []
     for level in range(len(parts[0].levels)):
-        every = [_translate(p, level, names) for p in parts]
-        key = np.concatenate(every)
-        group, first = _distinct([key[:, i] for i in range(3)])
-        order = np.lexsort([key[first, i] for i in (2, 1, 0)])
+        every = np.concatenate([_translate(p, level, names) for p in parts])
+        group, key = _number(every[:, 0], every[:, 1], every[:, 2])
+        order = np.lexsort(key.T[::-1])
         rank = np.empty(len(order), dtype=np.int64)
         rank[order] = np.arange(len(order))
         summed = np.zeros((len(order), len(kinds), 2), dtype=np.int64)
@@ -293,7 +291,7 @@ def merge(parts: Sequence[Counted]) -> Counted:
                 summed[rows] += p.values[level]
             else:
                 summed[np.ix_(rows, [kinds.index(k) for k in p.kinds])] += p.values[level]
-        keys.append(key[first][order])
+        keys.append(key[order])
         values.append(summed)
     return Counted(parts[0].levels, kinds, names, keys, values)
 
