@@ -72,6 +72,9 @@ def test_one_batch_counts_duplicates_and_conflicts(tmp_path: Path, backend: Back
     assert (report.kept, report.duplicates, report.rejected, report.conflicts) == (300, 100, 0, 30)
     conflict = next(r for r in report.rules if r.name == "conflicting_duplicate")
     assert conflict.count == 30
+    duplicate = next(r for r in report.rules if r.name == "duplicate")
+    assert (duplicate.count, duplicate.share) == (100, 100 / 400)
+    assert duplicate.examples[0]["event_id"] in {r["id"] for r in again + other}
     assert {"client", "subscriber", "ts", "event", "event_id"} <= set(conflict.examples[0])
     assert report.line().startswith("rows in 400 = kept 300 + duplicates 100 + rejected 0")
 
@@ -160,6 +163,25 @@ def test_quarantine_adds_up(tmp_path: Path, backend: Backend) -> None:
     result = {r.name: r for r in report.rules}
     assert result["unknown_kind"].examples[0]["row"] == 207
     assert result["unknown_kind"].share == pytest.approx(1 / 210)
+
+
+@pytest.mark.parametrize("action", ["reject", "flag"])
+def test_values_out_of_range(tmp_path: Path, backend: Backend, action: str) -> None:
+    rows = random_rows(100)
+    amounts = [None, -1, 0, 1_500_000, 1_500_001, 2**62]
+    for row, amount in zip(rows, amounts, strict=False):
+        row["amount"] = amount
+    wrong = sorted(r["id"] for r in rows if r["amount"] is not None and not 0 <= r["amount"] <= 1_500_000)
+    write(tmp_path / "raw/1.parquet", rows)
+    quality = {"value_range": [0, 1.5], "actions": {"value_out_of_range": action}, "fail_above": 1}
+    settings = config(tmp_path, quality=quality)
+    report = ingest(settings, backend)
+    assert next(r for r in report.rules if r.name == "value_out_of_range").count == len(wrong)
+    store = EventStore(settings.store_uri, backend)
+    frames = [store.read(c).compute() for c in store.clients()]
+    frames = [f.to_pandas() if backend.on_gpu else f for f in frames]
+    flagged = [int(i) for f in frames for i in f.event_id[f.flagged_by.astype(str).str.contains("value_out")]]
+    assert (report.rejected, sorted(flagged)) == ((len(wrong), []) if action == "reject" else (0, wrong))
 
 
 def test_too_many_rejects_fail_and_commit_nothing(tmp_path: Path, backend: Backend) -> None:
