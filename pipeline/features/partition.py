@@ -82,7 +82,7 @@ class Partition:
         for field in dataclasses.fields(self):
             column = getattr(self, field.name)
             if field.name not in taken and hasattr(column, "shape"):
-                taken[field.name] = column.iloc[rows] if hasattr(column, "iloc") else column[rows]
+                taken[field.name] = column[rows]
         if self.human is self.kind:
             taken["human"] = taken["kind"]
         return dataclasses.replace(self, **taken)

@@ -9,14 +9,16 @@ import dask
 import numpy as np
 import pytest
 
+import pipeline
+from pipeline import extensions
 from pipeline.backend import Backend, choose
-from pipeline.config import Config, Simulate
+from pipeline.config import GROUPS, Config, Simulate
 from pipeline.demo import with_source
 from pipeline.errors import DataError
 from pipeline.events.ingest import ingest
 from pipeline.events.simulate import simulate
 from pipeline.events.store import EventStore
-from pipeline.features import knowledge
+from pipeline.features import knowledge, own
 from pipeline.features.preparation import specify
 from pipeline.features.samples import SampleRequest
 from pipeline.features.spec import FeatureSpec
@@ -26,7 +28,7 @@ from tests.features.logs import DAY, KINDS, Event, frame_of, ordered
 from tests.features.test_portable import StrictBackend
 from tests.strict_numpy import StrictArray
 
-SPEC = FeatureSpec.from_config(Config(windows=["1d", "7d"]), KINDS)
+SPEC = FeatureSpec.from_config(Config(windows=["1d", "7d"], features={"groups": list(GROUPS)}), KINDS)
 AS_OF = 21 * DAY
 DELAYS = np.array([0, 0, 0, 1, DAY // 4, DAY, 5 * DAY, 40 * DAY])
 
@@ -90,6 +92,31 @@ def test_snapshots_are_the_scoring_of_their_day(backend: Backend, seed: int, kee
         scored = request(purpose="score", as_of=day * DAY, as_known_at=known_at, **asked)
         expected.append(feature_table(frame, SPEC, scored, backend))
     assert rows_of(table, backend) == {k: v for one in expected for k, v in rows_of(one, backend).items()}
+
+
+@pytest.mark.parametrize("seed", range(300, 306))
+def test_features_of_one_s_own_know_no_more(backend: Backend, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where an event's value depends on the subscriber's earlier ones, of which some had not arrived."""
+    monkeypatch.setattr(extensions, "_features", {})
+    monkeypatch.setattr(own, "_checked", {})
+
+    @pipeline.feature(windows=["3d", "30d"], how="sum")
+    def nth(events: Any) -> Any:
+        return events.groupby(level=0).cumcount()
+
+    config = Config(windows=["7d"], features={"groups": ["tenure"]})
+    spec = FeatureSpec.from_config(config, KINDS)
+    events, arrived = late_log(seed)
+    frame = frame_with_arrivals(events, [arrived[e.event_id] for e in events], backend)
+    table = feature_table(frame, spec, request(), backend)
+    ids = backend.to_pandas(table.keys)["event_id"].tolist()
+    for event_id, row in zip(ids, backend.to_host(table.X).tolist(), strict=True):
+        send = next(e for e in events if e.event_id == event_id)
+        past = [e for e in events if e.key == send.key and e.ts < send.ts and arrived[e.event_id] <= send.ts]
+        known = ordered([*past, send])
+        alone = feature_table(frame_of(known, backend, machine=True), spec, request(as_known_at=None), backend)
+        last = backend.to_pandas(alone.keys)["event_id"].tolist().index(event_id)
+        assert backend.to_host(alone.X)[last].tolist() == row
 
 
 def rows_of(table: FeatureTable, backend: Backend) -> dict[tuple[int, int], bytes]:

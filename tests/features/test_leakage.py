@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.backend import Backend
-from pipeline.config import Config
+from pipeline.config import GROUPS, Config
 from pipeline.features.samples import SampleRequest
 from pipeline.features.spec import FeatureSpec
 from pipeline.features.table import FeatureTable, feature_table
@@ -22,7 +22,7 @@ from tests.features.logs import DAY, KINDS, Event, frame_of, logs, ordered, rand
 
 WEEK = 7 * DAY
 START = 20_458 * DAY  # 2026-01-05, a Monday: in Berlin and New York no clock changes in the weeks around it
-SPEC = FeatureSpec.from_config(Config(windows=["1d", "7d"]), KINDS)
+SPEC = FeatureSpec.from_config(Config(windows=["1d", "7d"], features={"groups": list(GROUPS)}), KINDS)
 WAYS: dict[str, dict[str, Any]] = {
     "exposures": {"exposure": "send"},
     "snapshots": {"exposure": None, "every": DAY},
