@@ -85,8 +85,9 @@ class Past:
     @classmethod
     def of(cls, manifests: Iterable[Mapping[str, Any]]) -> Past:
         past = cls()
-        for manifest in manifests:
-            past.add(manifest.get("tally", {}))
+        tallies = [manifest.get("tally", {}) for manifest in manifests]
+        for batch in sorted(tallies, key=lambda batch: max((one["happened"] for one in batch.values()), default="")):
+            past.add(batch)
         return past
 
     def add(self, batch: Mapping[str, Tally]) -> None:

@@ -148,3 +148,17 @@ def test_names_and_actions(tmp_path: Path, backend: Backend) -> None:
     load(tmp_path, "@pipeline.rule()\ndef null_ts(events):\n    return events.ts.isna()\n")
     with pytest.raises(ConfigError, match="name of a built-in rule"):
         ingest(config(tmp_path), backend)
+
+
+def test_a_batch_judged_by_other_rules_is_another(tmp_path: Path, backend: Backend) -> None:
+    """Two processes with different rules never write files of one name."""
+    write(tmp_path / "raw/1.parquet", random_rows(50))
+    text = '@pipeline.rule(action="flag")\ndef mine(events):\n    return events.event == "{}"\n'
+    runs = set()
+    for i, kind in enumerate(("click", "open", "open")):
+        path = load(tmp_path, text.format(kind))
+        options = config(tmp_path, extensions=[path], store=str(tmp_path / f"store{i}"))
+        ingest(options, backend)
+        (manifest,) = EventStore(options.store_uri).manifests().values()
+        runs.add(manifest["run"])
+    assert len(runs) == 2
