@@ -325,11 +325,11 @@ class _Ingest:
             elif unit.file.name not in self.aside:
                 self.aside.add(unit.file.found, result)
         self.report.files -= len(self.aside.files) - before
-        if len(self.aside.files) > before:
-            self.aside.save()
         found = [one for one in found if one[0].file.name not in self.aside]
         if not found:
             return None
+        if len(self.aside.files) > before:  # before the commit; and only where something is good, see refuse_all
+            self.aside.save()
         units = [unit for unit, _, _ in found]
         name = batch_id(units, self.salt())
         dated = all(prepared.dated for _, prepared, _ in found)

@@ -151,8 +151,9 @@ def test_nothing_good_is_an_error(tmp_path: Path) -> None:
 def test_bad_pages_in_every_file_are_an_error(tmp_path: Path) -> None:
     path = write(tmp_path / "raw/1.parquet", random_rows(500), compression="none", use_dictionary=False)
     damage(path, "page", [])
-    with pytest.raises(SourceError, match=r"1\.parquet"):
-        ingest(config(tmp_path), PANDAS)
+    for _ in range(2):  # at every run
+        with pytest.raises(SourceError, match=r"1\.parquet"):
+            ingest(config(tmp_path), PANDAS)
     assert EventStore(config(tmp_path).store_uri).rows() == 0
 
 
