@@ -15,7 +15,6 @@ from pipeline.events.prepare import readable
 from pipeline.events.quality import Rulebook, RuleResult
 from pipeline.events.ranges import BatchRows, PartRows, Range, Scratch
 from pipeline.events.schema import TIME
-from pipeline.events.signals import DAY
 from pipeline.events.sorting import settle, sort_order
 from pipeline.events.tables import collision, ranks
 from pipeline.events.volume import Past, Tally, tally
@@ -132,7 +131,7 @@ class Sorter:
             {"client": client, **{n: found[n][i] for n in found}, "ts": readable(int(rows.ts[at]))}
             for i, at in enumerate(first.tolist())
         ]
-        return self.book.found(rule, rows.numbers("ingested_at", places) // DAY, examples)
+        return self.book.found(rule, rows.numbers("ingested_at", places), examples)
 
 
 def _changes(rows: PartRows, key: np.ndarray, order: np.ndarray, client: str) -> np.ndarray:

@@ -159,7 +159,7 @@ def prepare(
     offset = sum(file.group_rows[: unit.first])
     for name, hits in verdict.hits.items():
         examples = _examples(table, hits[: config.quality.keep_examples], file.name, numbers + offset)
-        prepared.results[name] = book.found(name, ingested[hits] // DAY, examples)
+        prepared.results[name] = book.found(name, ingested[hits], examples)
     _count_clients(prepared, out["client"], verdict.rejected_by)
     for name, count in screened.clients.items():
         counts = prepared.per_client.setdefault(name, {"in": 0, "rejected": 0})

@@ -150,12 +150,11 @@ class Rulebook:
         rule = self.rules[name]
         return RuleResult(name, self.chosen[name], unit=rule.unit, meaning=rule.meaning)
 
-    def found(self, name: str, days: np.ndarray, examples: list[dict[str, Any]]) -> RuleResult:
-        """What a rule found: ``days``: int64[h], the day since 1970 on which each of its rows arrived."""
+    def found(self, name: str, arrived: np.ndarray, examples: list[dict[str, Any]]) -> RuleResult:
+        """What a rule found: ``arrived``: int64[h], when each of its rows arrived, microseconds."""
         result = self.result(name)
-        result.count, result.examples = len(days), examples
-        day, count = np.unique(days, return_counts=True)
-        result.days = {iso(d): c for d, c in zip(day.tolist(), count.tolist(), strict=True)}
+        result.count, result.examples = len(arrived), examples
+        result.days = {iso(day): int(counts[0]) for day, counts in kernels().day_counts(arrived).items()}
         return result
 
 
