@@ -197,7 +197,9 @@ def _write(store: EventStore, client: str, run: str, rows: Any, part: int, bits:
     ids = one_array(table.column("subscriber"))
     if names := rows.two_names():
         raise collision(client, *names)
-    months = ts.view("datetime64[us]").astype("datetime64[M]").astype(np.int64) + 1970 * 12
+    first, last = month_of(int(ts.min())), month_of(int(ts.max()))
+    starts = np.array([month_start(month) for month in range(first + 1, last + 1)], dtype=np.int64)
+    months = first + np.searchsorted(starts, ts, side="right")
     written = []
     for month in np.unique(months).tolist():
         mask = months == month
