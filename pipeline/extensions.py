@@ -21,6 +21,7 @@ import re
 import runpy
 import textwrap
 import traceback
+import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -219,9 +220,14 @@ def _where(function: Callable[[Any], Any]) -> str:
     return f"{_file(function)}, line {code.co_firstlineno}" if code else repr(function)
 
 
+def _instructions(code: types.CodeType) -> tuple[object, ...]:
+    constants = [_instructions(c) if isinstance(c, types.CodeType) else c for c in code.co_consts]
+    return code.co_code, code.co_names, constants
+
+
 def _digest(function: Callable[[Any], Any], *options: object) -> str:
     try:
         text = textwrap.dedent(inspect.getsource(function))
     except (OSError, TypeError):  # typed into a terminal
-        text = repr(function.__code__.co_code) if hasattr(function, "__code__") else repr(function)
+        text = repr(_instructions(function.__code__)) if hasattr(function, "__code__") else repr(function)
     return hashlib.sha256(f"{text}\0{options}".encode()).hexdigest()

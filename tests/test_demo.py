@@ -211,3 +211,41 @@ def test_describe_into_a_closed_pipe_is_quiet(finished: tuple[Path, str]) -> Non
     command = f"{sys.executable} -m pipeline.run describe --json runs={folder} name=small | head -n 1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("{\n", "")
+
+
+OWN = """
+import pipeline
+
+@pipeline.feature(windows=["30d"], how="mean", columns=[])
+def hour_of_opens(events):
+    return events.ts.dt.hour.where(events.event == "open", 0.0)
+"""
+
+
+def test_a_feature_of_one_s_own_is_learned_from(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text(OWN)
+    asked = [*SMALL, "name=own", f"extensions={mine}", "features.groups=[counts, tenure]", "context.windows=[]"]
+
+    def train() -> tuple[int, str, str]:
+        done = pipeline_run(tmp_path, "train", *asked, "model.epochs=1")
+        line = [text for text in done.stdout.splitlines() if text.startswith("train  ")]
+        return done.returncode, line[-1] if line else "", done.stderr
+
+    def spec() -> dict[str, dict[str, str]]:
+        models = tmp_path / "own" / "models" / "acme"
+        path = models / (models / "current").read_text().strip() / "spec.json"
+        return {f["name"]: f for f in json.loads(path.read_text())["features"]}
+
+    status, _, complaint = train()
+    assert status == 0, complaint
+    first = spec()["hour_of_opens_30d"]
+    assert first["definition"].startswith("the mean over the events in [at - 30d, at) of: hour of opens")
+    mine.write_text(OWN.replace("0.0", "-1.0"))
+    assert "reused" not in train()[1]
+    assert spec()["hour_of_opens_30d"]["source"] != first["source"]
+    mine.write_text(OWN.replace("dt.hour", "dt.hour.shift(-1)"))
+    status, _, complaint = train()
+    assert status == 2
+    assert complaint.startswith(f"error: feature 'hour_of_opens' ({mine}, line 4) ")
+    assert "Traceback" not in complaint

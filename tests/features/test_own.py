@@ -307,6 +307,12 @@ def test_what_was_not_known_is_not_counted(backend: Backend) -> None:
     def nth(frame: Any) -> Any:
         return frame.groupby(level=0).cumcount() + 1
 
+    @pipeline.feature(windows=["30d"], how="min")
+    def days_between(frame: Any) -> Any:
+        gap = frame.groupby(level=0).ts.diff().dt.total_seconds() / 86_400
+        assert not (gap < 0).any()
+        return gap.fillna(99)
+
     events = ordered([Event(7, i * DAY, "send", None, i) for i in range(6)])
     frame = frame_of(events, backend)
     arrived = np.array([e.ts for e in events])
@@ -316,3 +322,10 @@ def test_what_was_not_known_is_not_counted(backend: Backend) -> None:
     asked = SampleRequest(**{**ASKED.__dict__, "as_known_at": "decision"})
     found = feature_table(frame, spec, asked, backend)
     assert backend.to_host(found.X[:, spec.index("nth_30d")]).tolist() == [0, 1, 1, 2, 3, 5]
+    assert backend.to_host(found.X[:, spec.index("days_between_30d")]).tolist() == [0, 99, 99, 2, 1, 1]
+
+
+def test_constants_of_a_function_without_a_file_are_part_of_it() -> None:
+    made = [eval(f"lambda events: events.value + (lambda x: x + {i})(1)") for i in (1, 1, 2)]
+    one, same, other = [extensions._digest(function) for function in made]
+    assert one == same != other
