@@ -225,10 +225,10 @@ def hour_of_opens(events):
 def test_a_feature_of_one_s_own_is_learned_from(tmp_path: Path) -> None:
     mine = tmp_path / "mine.py"
     mine.write_text(OWN)
-    asked = [*SMALL, "name=own", f"extensions={mine}", "features.groups=[counts, tenure]", "context.windows=[]"]
+    asked = [*SMALL, "name=own", "simulate.clients=1", f"extensions={mine}", "features.groups=[counts, tenure]"]
 
     def train() -> tuple[int, str, str]:
-        done = pipeline_run(tmp_path, "train", *asked, "model.epochs=1")
+        done = pipeline_run(tmp_path, "train", *asked, "context.windows=[]", "model.epochs=1")
         line = [text for text in done.stdout.splitlines() if text.startswith("train  ")]
         return done.returncode, line[-1] if line else "", done.stderr
 
