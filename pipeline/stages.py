@@ -281,7 +281,7 @@ def _ingest(context: Context) -> Outcome:
     with Progress("ingest") as progress:
         report = ingest(context.config, context.backend, progress)
     for bad in report.bad_files:
-        say(f"warning   set aside: {bad['error']}; it is tried again at every run")
+        say(f"warning   set aside: {bad['error']}")
     for client, rows in report.expired.items():
         say(f"          {client}: {rows:,} rows past retention removed, whole files of them")
     context.refresh()

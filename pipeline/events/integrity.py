@@ -139,8 +139,8 @@ def complain(found: Integrity) -> StoreError:
     some = [f"{path}: {what}" for path, what in list(found.damaged.items())[:100]]
     if len(found.damaged) > 100:
         some.append(f"and {len(found.damaged) - 100:,} more")
-    number = f"{len(found.damaged):,} file{'s' if len(found.damaged) > 1 else ''}"
+    number = f"{len(found.damaged):,} files" if len(found.damaged) > 1 else "one file"
     return StoreError(
-        f"{number} of the store damaged; restore from a backup, or ingest the sources into a new store:\n  "
+        f"{number} of the store not as written; restore from a backup, or ingest the sources into a new store:\n  "
         + "\n  ".join(some)
     )

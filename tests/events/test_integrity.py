@@ -68,7 +68,7 @@ def test_every_bad_file_is_named(settings: Config) -> None:
         data[1]: f"it has {len(whole[data[1]]) - 1:,} bytes"[:13],
         data[2]: "it is not what was written"[:13],
     }
-    with pytest.raises(StoreError, match=r"3 files of the store damaged.*\n.*is gone\n.*bytes.*\n.*SHA-256"):
+    with pytest.raises(StoreError, match=r"3 files of the store not as written.*\n.*is gone\n.*bytes.*\n.*SHA-256"):
         upkeep.verify(settings)
     for name in data:
         (root / name).write_bytes(whole[name])
