@@ -96,7 +96,7 @@ def train_client(
     line += f"{model.samples_per_second:,.0f} samples/s; " + "; ".join(_headline(n, m) for n, m in metrics.items())
     split = describe(SampleRequest.from_config(config, client, as_of, "train"))
     if table.counts.get("knew_less"):
-        split += f"; {table.counts['knew_less']:,} decision points had events on the way to them still, and do not know"
+        split += f"; {table.counts['knew_less']:,} decision points are without events that arrived after them"
     return ClientModel(version, len(table), metrics, line, split, table.spec.absent)
 
 
