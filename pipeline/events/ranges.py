@@ -72,13 +72,13 @@ class Scratch:
 class Piece:
     """One file's accepted rows by client and key range, those of one of the 2**bits ranges in the order of the file.
 
-    ``clients``: names; ``ends``: int64[clients, ranges + 1], where each range of each client begins and ends;
+    ``clients``: name -> number; ``ends``: int64[clients, ranges + 1], where each range of each client begins and ends;
     ``columns``: name -> NumPy array (one value where all are the same) where there are no nulls and one width, Arrow
     array, or None for nulls alone; a category as its codes, -1 for null, with its ``words``, None for those without
     rows; for subscribers that are text also ``second_hash``, int64.
     """
 
-    clients: list[str]
+    clients: dict[str, int]
     ends: np.ndarray
     columns: dict[str, Any]
     kinds: dict[str, pa.DataType]
@@ -95,10 +95,11 @@ def piece_of(table: Any, bits: int, blocks: Blocks, backend: Backend) -> Piece:
     n = table.num_rows
     arrays = {name: plain(table.column(name)) for name in table.column_names}
     client = arrays.pop("client")
-    clients = client.dictionary.to_pylist()
+    clients: dict[str, int] = {}
+    number = [clients.setdefault(name, len(clients)) for name in client.dictionary.to_pylist()]
     place = bucket_of(numpy_of(arrays["subscriber_key"]), bits)
     if len(clients) > 1:
-        place = place + (numpy_of(client.indices).astype(np.int64) << bits)
+        place = place + (np.array(number, dtype=np.int64).take(numpy_of(client.indices)) << bits)
     counts = np.bincount(place, minlength=len(clients) << bits)
     order = None
     if np.count_nonzero(counts) > 1:  # NumPy sorts 16-bit integers by radix
@@ -167,10 +168,12 @@ class BatchRows:
     def __init__(self, pieces: list[Piece], bits: int) -> None:
         self._pieces, self._bits = pieces, bits
         totals: dict[str, int] = {}
+        ranges: dict[str, Any] = {}  # client -> rows of each of the 2**bits ranges
         for piece in pieces:
-            for client, count in zip(piece.clients, (piece.ends[:, -1] - piece.ends[:, 0]).tolist(), strict=True):
-                if count:
+            for client, counts in zip(piece.clients, np.diff(piece.ends, axis=1), strict=True):
+                if count := int(counts.sum()):
                     totals[client] = totals.get(client, 0) + count
+                    ranges[client] = ranges.get(client, 0) + counts
         self._vocabulary = {name: _vocabulary(pieces, name) for name in pieces[0].words}
         texts = [p for p in pieces if "second_hash" in p.columns]
         if 0 < len(texts) < len(pieces):  # ids are text where any file has them so
@@ -181,10 +184,9 @@ class BatchRows:
             for piece in pieces:
                 piece.columns.setdefault("marks", np.zeros(1, dtype=np.int32))
         self.ranges = [
-            found
+            Range(client, part, 1 << part_bits(total), total)
             for client, total in totals.items()
-            for part in range(1 << part_bits(total))
-            if any(self._slices(found := Range(client, part, 1 << part_bits(total), total)))
+            for part in np.flatnonzero(ranges[client].reshape(1 << part_bits(total), -1).any(axis=1)).tolist()
         ]
 
     def has(self, name: str) -> bool:
@@ -200,8 +202,8 @@ class BatchRows:
         found: list[tuple[int, int] | None] = []
         for piece in self._pieces:
             first = last = 0
-            if part.client in piece.clients:
-                ends = piece.ends[piece.clients.index(part.client)]
+            if (client := piece.clients.get(part.client)) is not None:
+                ends = piece.ends[client]
                 first, last = int(ends[part.part * width]), int(ends[(part.part + 1) * width])
             found.append((first, last) if first < last else None)
         return found
