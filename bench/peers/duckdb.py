@@ -197,8 +197,8 @@ def _new_day_best(task: Task, connection: Any) -> Any:
 IDIOMS = {
     "features": {
         "natural": Idiom(_natural, _feature_chunks, _prepare, seconds=3.7),
-        "best": Idiom(_best, _feature_chunks, _prepare, seconds=2.3),
-        "best, our store": Idiom(_best_on_store, _feature_chunks, _prepare, keyed=True, on_store=True, seconds=1.6),
+        "best": Idiom(_best, _feature_chunks, _prepare, seconds=1.9),
+        "best, our store": Idiom(_best_on_store, _feature_chunks, _prepare, keyed=True, on_store=True, seconds=1.3),
     },
     "rollup": {
         "natural": Idiom(_rollup_natural, _rollup_chunks, _prepare, seconds=0.1),
