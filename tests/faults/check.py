@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from pipeline.events.files import Place
 from pipeline.events.store import EventStore
 from pipeline.events.tables import _footer
 from tests.events.logs import Row, expected, micros, rows_of_frame
@@ -78,24 +79,24 @@ def oracle_columns(found: Rows) -> Rows:
     return {client: [row[:9] for row in rows] for client, rows in found.items()}
 
 
-def orphans(store: Path, run: Path | None = None) -> list[str]:
-    """Files of a local store (and of its run's quarantine) that no commit refers to."""
+def orphans(store: str, run: Path | None = None) -> list[str]:
+    """Files of a store, and of its run's local quarantine, that no commit refers to."""
+    place = Place(store)
     named, runs = set(), set()
-    for path in sorted((store / "_delta_log").glob("*.json")):
-        for line in path.read_text().splitlines():
-            action = json.loads(line)
+    names = place.list()
+    for name in (n for n in names if n.startswith("_delta_log/") and n.endswith(".json")):
+        with place.fs.open_input_stream(place.path(name)) as stream:
+            lines = stream.read().decode().splitlines()
+        for action in map(json.loads, lines):
             if "add" in action:
                 named.add(unquote(action["add"]["path"]))
             if "txn" in action:
                 runs.add(action["txn"]["appId"].removeprefix("eventgrain/"))
     left = []
-    for path in files_below(store):
-        name = path.relative_to(store).as_posix()
-        top = name.split("/")[0]
-        temporary = path.name.endswith(".tmp")
-        known = name in named or (top == "_delta_log" and not temporary) or path.name == ".lock"
-        known |= top == "_eventgrain" and path.stem in runs
-        if not known:
+    for name in names:
+        folder, _, base = name.partition("/")
+        known = name in named or (folder == "_delta_log" and not base.endswith(".tmp")) or base == ".lock"
+        if not known and not (folder == "_eventgrain" and base.removesuffix(".parquet") in runs):
             left.append(name)
     if run is not None:
         rejected = [p for p in files_below(run / "quarantine") if p.name[0] != "_"]

@@ -61,7 +61,7 @@ class Trials:
         self.whole = rows_of(reference["store"])
         assert compare(oracle_columns(self.whole), self.wanted).none
         self.stored = EventStore(reference["store"]).rows()
-        assert orphans(place / "store", Path(reference["runs"]) / "test") == []
+        assert orphans(str(place / "store"), Path(reference["runs"]) / "test") == []
 
     def fresh(self) -> tuple[dict[str, Any], Path]:
         """The settings of a new trial and its folder."""
@@ -111,7 +111,7 @@ class Trials:
             EventStore(uri).verify()
             between = compare(oracle_columns(rows_of(uri)), self.wanted)
             readable = not (between.doubled or between.strange)
-        left = len(orphans(place / "store", run))
+        left = len(orphans(str(place / "store"), run))
         for again in range(min(step, 1), 2):
             rerun = self.step(settings, again)
             assert rerun.code == 0, rerun.text
@@ -134,7 +134,7 @@ class Trials:
         ended = self.step(settings, CLEAN)
         assert ended.code == 0, ended.text
         assert compare(rows_of(settings["store"]), self.whole).none, "cleaning changed what a read yields"
-        return len(orphans(place / "store", Path(settings["runs"]) / "test"))
+        return len(orphans(str(place / "store"), Path(settings["runs"]) / "test"))
 
 
 def add(results: list[dict[str, int]]) -> dict[str, int]:

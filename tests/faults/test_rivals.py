@@ -40,7 +40,7 @@ def many(folder: Path, victim: Victim, processes: int, commits: int) -> dict[str
         "rows": len(every),
         "lost": difference.lost,
         "doubled": max(difference.doubled, found.rows() - len(every)),
-        "orphans": len(orphans(store)),
+        "orphans": len(orphans(str(store))),
         "seconds": round(seconds, 1),
     }
 
