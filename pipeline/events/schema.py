@@ -99,7 +99,11 @@ def map_columns(
     if missing:
         lines = "; ".join(f"{c}: there is no column {s!r}, {did_you_mean(s, have)}" for c, s in missing)
         raise ConfigError(f"source.columns do not fit {where}: {lines}")
-    return mapped_columns(source)
+    mapped = mapped_columns(source)
+    twice = next((s for s in mapped.values() if have.count(s) > 1 and s not in (hive or {})), None)
+    if twice is not None:
+        raise ConfigError(f"source.columns do not fit {where}: it has several columns {twice!r}; rename all but one")
+    return mapped
 
 
 def hive_parts(path: str) -> dict[str, str]:
@@ -254,6 +258,8 @@ def to_micro_units(array: Any, unit: str, column: str, where: str) -> tuple[Any,
 
 def to_category(array: Any, column: str, where: str) -> Any:
     """Any column of few distinct values as dictionary<int32, string>, without unused or repeated entries."""
+    if pa.types.is_nested(array.type):
+        raise SourceError(f"column {column!r} in {where} is {array.type}; expected text or whole numbers")
     if not pa.types.is_dictionary(array.type):
         array = array.dictionary_encode() if not pa.types.is_null(array.type) else pa.nulls(len(array), CATEGORY)
     elif array.dictionary.null_count:  # nulls may hide among the values
