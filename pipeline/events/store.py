@@ -124,7 +124,17 @@ class EventStore:
         """Row groups and manifest of every run that this snapshot has files of."""
         runs = sorted({run_of(f["path"]) for f in self.files})
         with ThreadPoolExecutor(4) as pool:
-            return list(pool.map(lambda r: load(self.place, r), runs))
+            found = list(pool.map(lambda r: load(self.place, r), runs))
+        entries = {e["path"]: e for _, manifest in found for e in manifest["files"]}
+        for file in self.files:  # the log has no checksums of its own
+            entry = entries.get(file["path"], file)
+            if any(entry[name] != file[name] for name in ("client", "rows", "size")):
+                raise StoreError(
+                    f"the Delta log of {self.uri!r} is damaged: it says that {file['path']!r} has {file['rows']} rows "
+                    f"and {file['size']} bytes of client {file['client']!r}; its index says {entry['rows']} and "
+                    f"{entry['size']} of {entry['client']!r}. Restore its folder '_delta_log'"
+                )
+        return found
 
     def _entries(self, client: str) -> list[dict[str, Any]]:
         """What the manifests say of each of a client's live files, see :func:`pipeline.events.writing.write_file`."""

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from pipeline.backend import Array, Backend, Frame
 from pipeline.errors import DataError, StoreError, first_line
 from pipeline.events.files import filesystem, is_remote
+from pipeline.events.footers import read_footer
 from pipeline.events.schema import CATEGORIES, CATEGORY, nulls, numpy_of, plain
 
 
@@ -56,18 +57,20 @@ def damaged(path: str, error: BaseException) -> StoreError:
 
 @functools.lru_cache(maxsize=512)
 def _footer(path: str) -> Any:
-    """A data file's footer. Names hold the digest of the content, so a footer never goes stale."""
-    source, file = _open(path, None, [])
-    with source:
-        return file.metadata
+    """A data file's footer. Names hold digests of content and footer, so a footer never goes stale."""
+    with _source(path) as source:
+        return read_footer(source, path)
+
+
+def _source(path: str) -> Any:
+    if is_remote(path):
+        fs, inner = filesystem(path)
+        return fs.open_input_file(inner)
+    return pa.OSFile(path)
 
 
 def _open(path: str, metadata: Any, categories: list[str]) -> tuple[Any, Any]:
-    if is_remote(path):
-        fs, inner = filesystem(path)
-        source = fs.open_input_file(inner)
-    else:
-        source = pa.OSFile(path)
+    source = _source(path)
     file = pq.ParquetFile(
         source,
         metadata=metadata,
@@ -105,7 +108,7 @@ class HostRows:
             source, file = _open(path, footer, [c for c in wanted if c in CATEGORIES or c == "subscriber"])
             with source:
                 table = file.read_row_groups(groups, columns=wanted, use_threads=False)
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise damaged(path, error) from None
         for name in columns:
             if name not in have:
@@ -204,7 +207,7 @@ class DeviceRows:
             wanted = [c for c in columns if c in have]
             # It adds columns of its own from folders like client=acme.
             data = backend.df.read_parquet(path, columns=wanted, row_groups=[groups])[wanted]
-        except (OSError, RuntimeError, pa.ArrowException) as error:
+        except (OSError, RuntimeError, ValueError, pa.ArrowException) as error:
             raise damaged(path, error) from None
         for name in columns:
             if name not in have:

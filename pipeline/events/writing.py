@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.events.files import Place
+from pipeline.events.footers import footer_digest
 from pipeline.events.index import Groups
 from pipeline.events.schema import CATEGORY, client_folder, numpy_of
 from pipeline.events.sorting import key_bounds
@@ -112,7 +113,7 @@ def write_file(
 
     Args:
         schema: of the file; bits: row groups are cut at the bounds of 2**bits equal key ranges;
-        name: from the first digits of the file's SHA-256 to its name within the client's folder.
+        name: from the first digits of the SHA-256 of the file and of its footer to its name in the client's folder.
     Returns:
         the file's entry, with the SHA-256 of the bytes written, its rows of each kind and ``happened`` (the latest time
         that was not ahead of its row's arrival, microseconds UTC); and its row groups.
@@ -149,7 +150,7 @@ def write_file(
                 numbers[column].append(int(fact))
     data = sink.getvalue()
     sha = hashlib.sha256(data).hexdigest()
-    path = f"{client_folder(client)}/{name(sha[:12])}"
+    path = f"{client_folder(client)}/{name(sha[:12] + footer_digest(data))}"
     meta = pq.read_metadata(pa.BufferReader(data))
     sizes = [meta.row_group(g).total_byte_size for g in range(meta.num_row_groups)]
     place.write(path, data)

@@ -1,4 +1,4 @@
-"""A day whose files are not as the days before: each kind of drift is handled, or refused by name with its file set aside."""
+"""A day whose files are not as those before: each kind of drift is handled, or refused by name and set aside."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Change = Callable[[pa.Table], pa.Table]
 
 @dataclass(frozen=True)
 class Drift:
-    """``table``: what becomes of a day's file; ``rows``: what its rows then mean; ``refused``: words of the refusal, the
-    column's name among them, where it is refused."""
+    """``table``: what becomes of a day's file; ``rows``: what its rows then mean; ``refused``: words of the refusal,
+    the column's name among them, where it is refused."""
 
     table: Change
     rows: Callable[[Row], Row] = lambda row: row

@@ -6,6 +6,7 @@ import json
 import random
 import re
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,38 +138,40 @@ class Trials:
         return len(orphans(str(place / "store"), Path(settings["runs"]) / "test"))
 
 
-def add(results: list[dict[str, int]]) -> dict[str, int]:
-    total: dict[str, int] = {}
-    for one in results:
-        for name, count in one.items():
-            total[name] = total.get(name, 0) + count
-    return total
-
-
 def measure(
-    folder: Path, victim: Victim, at_points: int, at_random: int, say: Callable[[str], None] = print
+    folder: Path,
+    victim: Victim,
+    at_points: int,
+    at_random: int,
+    until: float = float("inf"),
+    say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """The figures: ``at_points`` kills at each fault point, spread over its passings, and ``at_random`` anywhere."""
-    figures: dict[str, Any] = {"points": {}}
+    """The figures: ``at_points`` kills at each fault point, spread over its passings, and ``at_random`` anywhere.
+
+    They go in rounds of one at each point and a share of the random ones, as many as there is time for.
+    """
     trials = Trials(folder, victim)
-    for point, passings in trials.passings().items():
-        chosen = [passings[i] for i in spread(len(passings), at_points)]
-        results = [trials.trial(step, fault=f"{point}:{n}") for step, n in chosen]
-        figures["points"][point] = {"passings": len(passings), **add(results)}
-        say(f"{point}: {figures['points'][point]}")
+    passings = trials.passings()
+    figures: dict[str, Any] = {"points": {p: {"passings": len(some)} for p, some in passings.items()}, "random": {}}
     rng = random.Random(1)
-    results = []
-    for i in range(at_random):
-        step = int(rng.random() * sum(trials.seconds) > trials.seconds[0])
-        results.append(trials.trial(step, kill_after=rng.uniform(0, trials.seconds[step] * 1.05)))
-        if i % 20 == 19:
-            say(f"random times: {add(results)}")
-    figures["random"] = {
-        "seconds_of_an_ingest": [round(s, 3) for s in trials.seconds],
-        "tried": at_random,
-        **add(results),
-    }
+    for i in range(at_points):
+        for point, some in passings.items():
+            if some:
+                step, n = some[spread(len(some), at_points)[i]]
+                _add(figures["points"][point], trials.trial(step, fault=f"{point}:{n}"))
+        for _ in range(at_random * i // at_points, at_random * (i + 1) // at_points):
+            step = int(rng.random() * sum(trials.seconds) > trials.seconds[0])
+            _add(figures["random"], trials.trial(step, kill_after=rng.uniform(0, trials.seconds[step] * 1.05)))
+        say(f"kills, round {i + 1} of {at_points}: at random times {figures['random']}")
+        if time.monotonic() > until:
+            break
+    figures["seconds_of_an_ingest"] = [round(s, 3) for s in trials.seconds]
     return figures
+
+
+def _add(total: dict[str, int], one: dict[str, int]) -> None:
+    for name, count in one.items():
+        total[name] = total.get(name, 0) + count
 
 
 def spread(n: int, k: int) -> list[int]:
