@@ -186,3 +186,39 @@ def test_written_table(backend: Backend, tmp_path: Path) -> None:
     rollup_table.drop(uri, "o'neil & co")
     assert rollup_table.clients(uri) == {"acme", "globex"}
     check_equal({"acme": rollup_table.read(uri, "acme")}, {"acme": tables(settings, backend, uri)[1]["acme"]})
+
+
+def test_compaction_touches_nothing_and_hides_nothing(tmp_path: Path, backend: Backend) -> None:
+    settings = config(tmp_path)
+    uri = str(tmp_path / "rollups")
+    rows = [dict(r, client="acme", arrived=r["time"] + 1) for r in log_rows(200, days=20)]
+    for batch in range(2):
+        write(tmp_path / f"raw/{batch}.parquet", rows[batch::2])
+        ingest(settings, backend, compaction=False)
+    update(settings, backend, uri)
+    june = START + 36 * DAY
+    write(tmp_path / "raw/2.parquet", [dict(rows[0], time=june, arrived=june + 1, id=10_000, campaign="b")])
+    ingest(settings, backend, compaction=False)
+    assert compact_closed(settings.store_uri) == {"acme": 2}
+    (done,) = update(settings, backend, uri)
+    assert done.touched == {"hour": 1, "day": 1, "month": 1, "campaign": 1}
+    check_equal(*tables(settings, backend, uri))
+
+
+def test_an_event_that_comes_again_from_another_campaign_leaves_the_one_it_was_counted_under(
+    tmp_path: Path, backend: Backend
+) -> None:
+    settings = config(tmp_path)
+    uri = str(tmp_path / "rollups")
+    opened = dict(log_rows(1)[0], client="acme", kind="open", time=START, arrived=START + 9, campaign="a")
+    other = dict(opened, user="somebody else", id=77)
+    write(tmp_path / "raw/0.parquet", [opened, other])
+    ingest(settings, backend, compaction=False)
+    update(settings, backend, uri)
+    write(tmp_path / "raw/1.parquet", [dict(opened, arrived=START + 5, campaign="b")])
+    ingest(settings, backend, compaction=False)
+    (done,) = update(settings, backend, uri)
+    assert done.touched["campaign"] == 2
+    kept = rollup_table.read(uri, "acme")
+    assert kept[kept.level == "campaign"].set_index("campaign").unique_open.to_dict() == {"a": 1, "b": 1}
+    check_equal(*tables(settings, backend, uri))
