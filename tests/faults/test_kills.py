@@ -25,12 +25,17 @@ KILLED = -9
 CLEAN = 2  # the step after the two of the ingest
 
 
+# Passed by forgetting and retention alone: killed in tests/events/test_forget.py and test_retention.py.
+ELSEWHERE = {"forgotten-index", "forgotten-live", "forgotten-old", "rewritten"}
+ELSEWHERE |= {"tombstone-announced", "tombstone-written"}
+
+
 def points() -> list[str]:
-    """Every fault point that the store's code names."""
+    """Every fault point that the code of ingest, compaction and cleaning names."""
     found: set[str] = set()
     for path in (ROOT / "pipeline/events").glob("*.py"):
         found.update(re.findall(r'\bfault\("([a-z-]+)"\)', path.read_text()))
-    return sorted(found)
+    return sorted(found - ELSEWHERE)
 
 
 class Trials:
@@ -195,7 +200,8 @@ def wrong(figures: dict[str, Any]) -> dict[str, Any]:
 
 def test_nothing_lost_nothing_doubled(figures: dict[str, Any]) -> None:
     assert wrong(figures) == {}
-    assert all(one["killed"] == 1 for one in figures["points"].values()), "every fault point was reached"
+    missed = [point for point, one in figures["points"].items() if one.get("killed") != 1]
+    assert missed == [], "no ingest, compaction or cleaning passes these"
     assert figures["random"]["killed"] > 1
 
 
