@@ -66,11 +66,13 @@ def _lines(rows: list[tuple[str, ...]]) -> list[str]:
 
 def _of_store(config: Config, client: str | None) -> dict[str, FeatureSpec]:
     from pipeline import extensions
+    from pipeline.demo import with_source
     from pipeline.events.store import EventStore
     from pipeline.features.preparation import hourly, specify
     from pipeline.features.samples import SampleRequest
     from pipeline.stages import end_of_data
 
+    config = with_source(config)  # which columns are mapped decides which features there are
     extensions.load(config.extensions)
     store = EventStore(config.store_uri, PANDAS)
     found = {}
