@@ -18,7 +18,7 @@ from pipeline.errors import StoreError, first_line
 from pipeline.events.commit import committed, open_table
 from pipeline.events.files import Place, digest_of
 from pipeline.events.index import FOLDER, index_name, load, run_of
-from pipeline.events.snapshots import commits
+from pipeline.events.snapshots import LOG, commits
 from pipeline.progress import Progress
 
 if TYPE_CHECKING:
@@ -81,7 +81,14 @@ def _indexes(
     names = [n.rpartition("/")[2].removesuffix(".parquet") for n in place.list(FOLDER) if n.endswith(".parquet")]
     wanted = {n for n in names if "/" not in n and not n.startswith(".") and committed(newest, n)}
     wanted |= {run_of(f["path"]) for f in store.files}
-    wanted |= {c.run for c in commits(place) if c.run is not None}
+    first: dict[str, int] = {}
+    for commit in commits(place):
+        if commit.run is None:
+            continue
+        wanted.add(commit.run)
+        if first.setdefault(commit.run, commit.version) != commit.version:
+            path = place.path(f"{LOG}/{commit.version:020d}.json")
+            found.damaged[path] = f"it is another commit's: it says what version {first[commit.run]} says"
     entries: dict[str, dict[str, Any]] = {}
     groups: dict[str, tuple[int, int]] = {}
 
