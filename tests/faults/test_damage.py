@@ -190,7 +190,7 @@ def wrong(figures: dict[str, Any]) -> list[str]:
 
 
 def test_damage(tmp_path: Path, victim: Victim) -> None:
-    assert wrong(measure(tmp_path, victim, 2)) == []
+    assert wrong(measure(tmp_path, victim, 1)) == []
 
 
 @pytest.mark.slow
