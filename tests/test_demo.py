@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,9 @@ SMALL = [
 
 def pipeline_run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pipeline.run", *arguments, f"runs={folder}", "backend=cpu"]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    # A test before this one may have imported TensorFlow here, which sets its log level: a user's shell has none.
+    environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
 @pytest.fixture(scope="module")
