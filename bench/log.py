@@ -1,8 +1,9 @@
 """The bench's own logs: daily Parquet source files, the same for every engine.
 
 Uniform on purpose, so that nobody's cache or index is favoured: every subscriber is equally busy, over 180 days; 60% of
-events are sends. No two events share subscriber and time, so there are no duplicates to drop. Opens and clicks are of
-campaigns two weeks old, so that none follows a send of its campaign within seconds, as a machine's would.
+events are sends. No two events share subscriber and time, so there are no duplicates to drop. Opens, clicks and
+unsubscribes are of campaigns two weeks old, so that none follows a send of its campaign within seconds, as a machine's
+would.
 
 Written compactly (times and message ids as differences), since a billion events should fit 10 GB.
 """
@@ -21,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 KINDS = ("send", "open", "click", "delete", "unsubscribe", "soft_bounce")
+RESPONSES = tuple(KINDS.index(kind) for kind in ("open", "click", "unsubscribe"))
 SHARES = (0.60, 0.20, 0.03, 0.12, 0.01, 0.04)
 DAYS = 180
 DAY = 86_400_000_000
@@ -32,7 +34,7 @@ CAMPAIGNS = 20  # a week
 NEW = 100  # the new day holds one event for so many of the log
 SLOTS = DAY // 1000  # a time is a millisecond of the day
 PART = 2_000_000  # rows of a file at most
-FORMAT = 2
+FORMAT = 3
 IDS = ("integer", "text")  # user_id and message_id: int64, or "u0000001234" and UUIDs
 
 
@@ -108,7 +110,7 @@ def _write_day(folder: Path, day: int, first: int, last: int, events: int, ids: 
         ts = START + day * DAY + (edges[:-1] + rng.integers(0, np.diff(edges))) * 1000
         kind = rng.choice(len(KINDS), n, p=SHARES).astype(np.int8)
         campaign = rng.integers(0, CAMPAIGNS, n).astype(np.int8)
-        campaign[(kind != 1) & (kind != 2)] += 2 * CAMPAIGNS
+        campaign[~np.isin(kind, RESPONSES)] += 2 * CAMPAIGNS
         user = rng.integers(0, max(events // EVENTS_EACH, 1), n)
         message = np.arange(first + begin, first + end)
         texts = ids == "text"
