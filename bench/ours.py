@@ -176,7 +176,7 @@ def _rollup(task: Task, session: Any) -> Any:
     from pipeline.features.rollup import counts
 
     with ThreadPoolExecutor(task.threads) as pool, dask.config.set(scheduler="threads", pool=pool):
-        return counts(EventStore(str(task.store)), CLIENT, ["campaign"], "hour", partitions=task.partitions)
+        return counts(EventStore(str(task.store)), CLIENT, ["campaign"], "hour")
 
 
 def _rollup_chunks(task: Task, session: Any, rows: Any) -> Iterable[Chunk]:

@@ -7,6 +7,7 @@ over partitions as rows do. What leaves a partition is a row per group, merged w
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -26,6 +27,9 @@ NONE = ""  # stands for a campaign or provider that a row does not have
 MACHINE = "machine_"  # begins the names of kinds that a machine caused
 HOUR = UNITS["h"]
 MERGED_AT_ONCE = 8
+# Rows of a partition. Each one has nearly every group, and merging groups costs as much as counting these few rows:
+# 20 million events in 4 partitions take two thirds of the time of 16.
+MOST_ROWS, LEAST_ROWS = 6_000_000, 500_000
 
 
 @dataclass(frozen=True)
@@ -315,6 +319,11 @@ def _translate(part: Counted, at: int, names: Mapping[str, list[str]]) -> np.nda
     return key
 
 
+def _partitions(rows: int) -> int:
+    """How many partitions to count: few, but one for each core where there are rows enough."""
+    return max(-(-rows // MOST_ROWS), min(-(-rows // LEAST_ROWS), len(os.sched_getaffinity(0))), 1)
+
+
 def _partition(part: PartPlan, levels: Sequence[Level], timezone: str, backend: Backend, only: Only | None) -> Counted:
     return count(read(part, backend), levels, timezone, backend, only)
 
@@ -343,6 +352,8 @@ def count_store(
     by = [n for n in ("campaign", "provider") if any(n in level.by for level in levels)]
     columns = ["ts", "event", *by, *(["machine"] if machine and "machine" in store.columns else [])]
     plan = store.plan(client, columns=columns, partitions=partitions, **which)
+    if partitions is None:
+        plan = store.plan(client, columns=columns, partitions=_partitions(plan.rows), **which)
     one = dask.delayed(functools.partial(_partition, levels=tuple(levels), timezone=timezone), pure=False)
     parts = [one(part, backend=store.backend, only=only) for part in plan.parts]
     together = dask.delayed(merge, pure=False)
