@@ -23,9 +23,10 @@ from pipeline import __version__, extensions
 from pipeline.backend import Backend, choose, claim_device
 from pipeline.config import UNITS, Config, format_duration
 from pipeline.demo import with_source
+from pipeline.dependencies import audit_key, decide_key, rollup_key, train_key
 from pipeline.errors import ConfigError, EventgrainError, TooLittleError, did_you_mean
 from pipeline.progress import Progress
-from pipeline.rundir import STAGES, PeakMemory, RunDirectory, code_version, fingerprint
+from pipeline.rundir import STAGES, PeakMemory, RunDirectory
 
 if TYPE_CHECKING:
     from cluster import Cluster
@@ -421,63 +422,7 @@ def _clients(number: int) -> str:
     return f"{number:,} client" + ("" if number == 1 else "s")
 
 
-# -- keys --------------------------------------------------------------------------------------------------------
-
-
-def _audit_key(context: Context) -> str:
-    config = context.config
-    source = config.source.model_dump(mode="json") if config.source else None
-    return fingerprint("audit", code_version(), str(config.store_uri), context.store.version(), source)
-
-
-def _rollup_key(context: Context) -> str:
-    config = context.config
-    zones = {client: config.client_timezone(client) for client in context.store.clients()}
-    store, known = (str(config.store_uri), context.store.version()), str(config.as_known_at)
-    return fingerprint("rollup", code_version(), store, zones, config.rollup.levels, known)
-
-
-def _train_key(context: Context) -> str:
-    fields = {
-        "at",
-        "windows",
-        "features",
-        "context",
-        "outcomes",
-        "lateness",
-        "split",
-        "model",
-        "timezone",
-        "clients",
-        "as_known_at",
-    }
-    part = context.config.model_dump(mode="json", include=fields) | {"budgets": context.config.decide.budgets}
-    part |= {"count_machines": context.config.quality.count_machines}
-    ends = {client: context.as_of(client) for client in context.store.clients()}
-    store = (context.config.store_uri, context.store.version())
-    own = (extensions.digest(context.config.extensions), [(f.name, f.source) for f in extensions.features()])
-    return fingerprint("train", code_version(), store, context.backend.name, part, ends, own)
-
-
-def _decide_key(context: Context) -> str:
-    from pipeline.learning.registry import current
-
-    decide = context.config.decide
-    lists = [_stamp(path) for path in (decide.plan, decide.suppressed)]
-    models = context.run.path / "models"
-    versions = {client: current(models, client) for client in context.store.clients()}
-    rule = decide.model_dump(mode="json")
-    return fingerprint("decide", _train_key(context), rule, context.config.partitions, versions, lists)
-
-
-def _stamp(path: str | None) -> tuple[str, int, int] | None:
-    if path is None:
-        return None
-    try:
-        stat = Path(path).stat()
-    except OSError as error:
-        raise ConfigError(f"cannot read {path!r}, named in the section decide: {error.strerror}") from None
-    return path, stat.st_size, stat.st_mtime_ns
+# -- what is there ------------------------------------------------------------------------------------------------
 
 
 def _has_table(context: Context, name: str) -> bool:
@@ -495,9 +440,9 @@ def _has_models(context: Context) -> bool:
 _STAGES = {
     "simulate": Stage(_simulate),
     "ingest": Stage(_ingest),
-    "audit": Stage(_audit, _audit_key),
-    "rollup": Stage(_rollup, _rollup_key, lambda context: _has_table(context, "rollups")),
-    "train": Stage(_train, _train_key, _has_models),
-    "decide": Stage(_decide, _decide_key, lambda context: _has_table(context, "decisions")),
+    "audit": Stage(_audit, audit_key),
+    "rollup": Stage(_rollup, rollup_key, lambda context: _has_table(context, "rollups")),
+    "train": Stage(_train, train_key, _has_models),
+    "decide": Stage(_decide, decide_key, lambda context: _has_table(context, "decisions")),
     "report": Stage(_report),
 }

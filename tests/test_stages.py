@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import stages
+from pipeline import dependencies, stages
 from pipeline.backend import PANDAS
 from pipeline.config import Config
 from pipeline.errors import ConfigError, DataError, TooLittleError
@@ -19,6 +19,9 @@ from pipeline.rundir import RunDirectory
 class Store:
     def __init__(self, *clients: str) -> None:
         self.names = list(clients)
+
+    def version(self) -> int:
+        return 1
 
     def clients(self) -> list[str]:
         return self.names
@@ -109,3 +112,23 @@ def test_lists_for_a_client_that_is_not_there_are_not_passed_over(
         else:
             stages._check_against_log(here)
             assert "decide.suppressed names 'acmee'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"sequences": {"length": 8}},
+        {"context": {"windows": []}},
+        {"features": {"groups": ["counts"]}},
+        {"windows": ["3d"]},
+        {"model": {"epochs": 1}},
+        {"quality": {"count_machines": True}},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_training_depends_on_what_makes_its_rows(tmp_path: Path, changed: dict[str, Any]) -> None:
+    here = context(tmp_path, "a")
+    before = dependencies.train_key(here)
+    assert dependencies.train_key(here) == before
+    here.config = Config.model_validate({"name": "test", "runs": str(tmp_path), "as_of": "2026-06-01", **changed})
+    assert dependencies.train_key(here) != before
