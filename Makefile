@@ -22,6 +22,8 @@ python := .venv/bin/python
 sync := UV_PROJECT_ENVIRONMENT=.venv UV_PYTHON_DOWNLOADS=never $(UV) sync --locked --quiet $(groups)
 # A file's tests share what they set up, so they stay in one process; a GPU is not shared at all.
 parallel := -n auto --maxprocesses 4 --dist loadfile
+# Apart, since make's `or` would take its commas for its own.
+whole_bench := all --events 20e6 --peers polars,duckdb,spark
 
 .PHONY: help setup run test check format bench gpu-test retail lock clean
 
@@ -47,7 +49,7 @@ format: $(installed)  ## put the code into the project's format
 	$(python) -m ruff format .
 
 bench: .venv/.installed-bench  ## every workload beside Polars, DuckDB and Spark (ARGS=... replaces workloads and options)
-	$(python) -m bench.run $(or $(ARGS),all --events 20e6 --peers polars,duckdb,spark)
+	$(python) -m bench.run $(or $(ARGS),$(whole_bench))
 
 gpu-test:  ## the tests that compare both backends; needs an NVIDIA GPU
 	$(MAKE) GPU=1 test parallel=-n0 ARGS="-m gpu -rs $(ARGS)"
