@@ -134,6 +134,16 @@ def test_ci_runs_the_readme_commands() -> None:
     assert {"make check", "make test"} <= set(script.read_text().splitlines())
 
 
+def test_the_bench_measures_beside_every_peer_by_default() -> None:
+    def shown(*arguments: str) -> str:
+        command = ["make", "--dry-run", "--always-make", "bench", *arguments]
+        lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+        return next(line for line in lines if "-m bench.run" in line).partition("-m bench.run ")[2]
+
+    assert shown() == "all --events 20e6 --peers polars,duckdb,spark"
+    assert shown("ARGS=rollup --peers polars,duckdb") == "rollup --peers polars,duckdb"
+
+
 def options(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """The dotted name of every option, ``<...>`` standing for a name of the user's choice."""
     for name, field in section.model_fields.items():
