@@ -1,4 +1,4 @@
-"""What was measured, put together: results, ratios, the issue's bars and the table that is printed."""
+"""What was measured, put together: results, ratios, the goals and the table that is printed."""
 
 from __future__ import annotations
 
