@@ -73,40 +73,45 @@ class Clock:
 def ours(x: np.ndarray, y: np.ndarray, options: argparse.Namespace) -> tuple[Clock, float]:
     from pipeline.backend import PANDAS
     from pipeline.config import Model
-    from pipeline.learning import models, tensors, train
+    from pipeline.learning import labels, models, tensors
+    from pipeline.learning.model import TrainedModel
     from pipeline.learning.rows import Rows
+    from pipeline.learning.train import set_initial_bias
+    from pipeline.learning.trainer import Trainer
 
     heads = tuple(models.Head(f"head{h}") for h in range(HEADS))
     settings = Model(hidden=options.hidden, batch_size=options.batch, epochs=options.epochs + 1, learning_rate=1e-3)
     rows = Rows(tensors.aligned(x), y, np.ones_like(y), np.ones(len(x), dtype=np.float32))
-    labels = [train.describe(rows, h, head, 1) for h, head in enumerate(heads)]
+    known = [labels.describe(rows, h, head, 1) for h, head in enumerate(heads)]
     # The network's own normalisation is left at identity: x is standardised already.
     network = models.build(models.Architecture(x.shape[1], heads, tuple(options.hidden)), settings.seed)
-    train.set_initial_bias(network, labels)
-    few = Rows(rows.X, rows.y, rows.mask, rows.weight, PANDAS.xp.arange(min(len(x), 1000)))
-    trainer = train.Trainer(train.TrainedModel(network, labels), rows, few, settings)
+    set_initial_bias(network, known)
+    few = rows.chosen(PANDAS.xp.arange(min(len(x), 1000)))
+    trainer = Trainer(TrainedModel(network, known), rows, few, settings)
     clock = Clock()
     for epoch in range(options.epochs + 1):
-        order = tensors.permutation(trainer.n, settings.seed, epoch, trainer.on_gpu)
-        trainer.epoch(trainer.z, trainer.packed, order).numpy()
+        trainer.learn(epoch)
         clock.lap()
     return clock, _loss(network.body, x, y)
 
 
 def fit(x: np.ndarray, y: np.ndarray, options: argparse.Namespace) -> tuple[Clock, float]:
     from pipeline.config import Model
-    from pipeline.learning import models, train
+    from pipeline.learning import labels, models
     from pipeline.learning.rows import Rows
     from pipeline.learning.tensors import aligned, keras
+    from pipeline.learning.train import set_initial_bias
 
     engine, idiom = options.engine, options.idiom
     heads = tuple(models.Head(f"head{h}") for h in range(HEADS))
     rows = Rows(aligned(x), y, np.ones_like(y), np.ones(len(x), dtype=np.float32))
-    labels = [train.describe(rows, h, head, 1) for h, head in enumerate(heads)]
+    known = [labels.describe(rows, h, head, 1) for h, head in enumerate(heads)]
     network = models.build(models.Architecture(x.shape[1], heads, tuple(options.hidden)), Model().seed)
-    train.set_initial_bias(network, labels)
+    set_initial_bias(network, known)
     tuned = engine in ("fit-reshuffled", "fit-cached")
-    network.body.compile(
+    inputs = keras.Input((x.shape[1],))
+    model = keras.Model(inputs, network.body({"features": inputs}))
+    model.compile(
         keras.optimizers.AdamW(1e-3, weight_decay=Model().weight_decay),
         loss=keras.losses.BinaryCrossentropy(from_logits=True),
         steps_per_execution=STEPS if tuned else 1,
@@ -115,7 +120,7 @@ def fit(x: np.ndarray, y: np.ndarray, options: argparse.Namespace) -> tuple[Cloc
     arguments = pipeline(engine, idiom, x, y, options)
     clock = Clock()
     for _ in range(options.epochs + 1):
-        network.body.fit(**arguments, epochs=1, verbose=0)
+        model.fit(**arguments, epochs=1, verbose=0)
         clock.lap()
     return clock, _loss(network.body, x, y)
 
@@ -201,7 +206,7 @@ def _parquet(tf: Any, x: np.ndarray, y: np.ndarray, batch: int) -> Any:
 def _loss(body: Any, x: np.ndarray, y: np.ndarray) -> float:
     from pipeline.learning.tensors import tf
 
-    raw = tf.concat([body(x[i : i + CHUNK]) for i in range(0, len(x), CHUNK)], axis=0)
+    raw = tf.concat([body({"features": x[i : i + CHUNK]}) for i in range(0, len(x), CHUNK)], axis=0)
     return float(tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=y, logits=raw)))
 
 

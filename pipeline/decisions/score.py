@@ -240,7 +240,7 @@ def _predict(table: Any, history: Array, model: Any, outcomes: int, asked: int) 
     return Scored(
         backend.column(keys["subscriber_key"]),
         backend.column(keys["at"].astype("datetime64[us]")),
-        model.predict(table.X) if n and model is not None else none,
+        model.predict(table.X, sequences=table.sequences) if n and model is not None else none,
         history,
         backend.column(keys["suppressed"]).astype(bool) if "suppressed" in keys.columns else xp.zeros(n, dtype=bool),
         backend.to_pandas(keys["subscriber"]).astype(object).to_numpy(),
@@ -340,7 +340,7 @@ def check(
         ids = np.empty(len(rows))
         if "event_id" in table.keys.columns:
             ids = backend.to_pandas(table.keys["event_id"]).to_numpy()[backend.to_host(rows)]
-        p = model.predict(table.X, rows)
+        p = model.predict(table.X, rows, sequences=table.sequences)
         found.append((*(backend.to_host(a) for a in (p, table.y[rows], table.mask[rows])), ids))
     if not found:
         return None

@@ -21,8 +21,8 @@ from pipeline.progress import Progress
 
 if TYPE_CHECKING:
     from pipeline.events.store import EventStore
+    from pipeline.learning.model import TrainedModel
     from pipeline.learning.rows import Rows
-    from pipeline.learning.train import TrainedModel
 
 MEMORY_SHARE = 0.4  # of what is free; joining the ranges' tables holds them twice for a moment
 SMALL = 200_000  # events, which one core goes through in less than a second
@@ -76,7 +76,7 @@ def train_client(
         raise TooLittleError(_too_short(store, client, config, as_of))
     with Progress(f"train {client}", len(rows) * config.model.epochs, "samples") as progress:
         model = train(rows, valid, networks.heads_of(config), config.model, progress)
-    p = model.predict(table.X, holdout.index)
+    p = model.predict(table.X, holdout.index, sequences=table.sequences)
     metrics = evaluate(
         p,
         holdout.take("y"),

@@ -95,12 +95,20 @@ class Normalise(keras.layers.Layer):  # type: ignore[misc]
 
 @dataclass
 class Network:
-    """``model``: float32[n, F] -> float32[n, W]; it is ``body`` after ``normalise``, which has nothing to train."""
+    """``normalise`` has nothing to train and goes before ``body``, a Keras model of a dict to float32[n, W].
+
+    The dict holds ``features``, float32[n, F], normalised, and the sequence tensors that ``inputs`` names, [n, L] each,
+    as they are in a FeatureTable (uint8, int64 or float32): the body casts what it needs otherwise.
+    """
 
     architecture: Architecture
     normalise: Any
     body: Any
-    model: Any
+    inputs: tuple[str, ...] = ()
+
+    def raw(self, inputs: dict[str, Any]) -> Any:
+        """The outputs, float32[n, W], of inputs whose features are not normalised yet; nothing is trained."""
+        return self.body({**inputs, "features": self.normalise(inputs["features"])}, training=False)
 
     def weights(self) -> dict[str, np.ndarray]:
         """Every weight by a name of our own (layer/weight), float32."""
@@ -129,7 +137,7 @@ def build(architecture: Architecture, seed: int = 0) -> Network:
     (wide and deep: Cheng et al. 2016), starting at zero, so that training starts at the base rate.
     """
     configure()
-    inputs = keras.Input((architecture.features,), dtype="float32", name="normalised")
+    inputs = keras.Input((architecture.features,), dtype="float32", name="features")
     layer = inputs
     for i, units in enumerate(architecture.hidden):
         initial = keras.initializers.HeNormal(seed=seed * 1000 + i)
@@ -141,10 +149,9 @@ def build(architecture: Architecture, seed: int = 0) -> Network:
     if architecture.hidden:
         wide = keras.layers.Dense(width, use_bias=False, kernel_initializer="zeros", name="wide")(inputs)
         outputs = keras.layers.Add(name="outputs")([outputs, wide])
-    body = keras.Model(inputs, outputs, name="body")
     normalise = Normalise(name="normalise")
-    features = keras.Input((architecture.features,), dtype="float32", name="features")
-    return Network(architecture, normalise, body, keras.Model(features, body(normalise(features)), name="network"))
+    normalise.build((None, architecture.features))
+    return Network(architecture, normalise, keras.Model({"features": inputs}, outputs, name="body"))
 
 
 def encode(y: Any, architecture: Architecture, value_scale: Any) -> Any:

@@ -30,7 +30,7 @@ from pipeline.errors import ModelError
 
 if TYPE_CHECKING:
     from pipeline.features.spec import FeatureSpec
-    from pipeline.learning.train import TrainedModel
+    from pipeline.learning.model import TrainedModel
 
 FORMAT = 1
 FILES = ("weights.npz", "spec.json", "config.yaml", "model.json")
@@ -216,7 +216,7 @@ def specification(models: str | Path, client: str, version: str) -> FeatureSpec:
 def load_version(models: str | Path, client: str, version: str) -> tuple[TrainedModel, FeatureSpec, dict[str, Any]]:
     """As :func:`load_current`, of a named version."""
     from pipeline.features.spec import FeatureSpec
-    from pipeline.learning.train import TrainedModel
+    from pipeline.learning.model import TrainedModel
 
     card, contents = _verified(client_dir(models, client) / version, version)
     weights = _unpack(contents["weights.npz"])

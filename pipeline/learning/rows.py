@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from pipeline.backend import Array, backend_of
-from pipeline.errors import DataError
+from pipeline.errors import DataError, ModelError
 
 
 class Table(Protocol):
-    """What is needed of a FeatureTable; float32, on one device."""
+    """What is needed of a FeatureTable; float32, on one device. ``sequences`` may be absent."""
 
     X: Any  # [n, F], C-contiguous, 64-byte aligned
     y: Any  # [n, H]
@@ -20,19 +21,26 @@ class Table(Protocol):
 
 @dataclass(frozen=True)
 class Rows:
-    """A table's arrays, and ``index``, int64[m]: which rows (all where None). Nothing is copied."""
+    """A table's arrays, and ``index``, int64[m]: which rows (all where None). Nothing is copied.
+
+    ``sequences``: the last events before each row, [n, L] each (uint8, int64 or float32), by name.
+    """
 
     X: Array
     y: Array
     mask: Array
     weight: Array
     index: Array | None = None
+    sequences: Mapping[str, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = len(self.X)
         shapes = {name: getattr(self, name).shape for name in ("X", "y", "mask", "weight")}
         if self.X.ndim != 2 or self.y.shape[:1] != (n,) or self.mask.shape != self.y.shape or self.weight.shape != (n,):
             raise DataError(f"expected X [n, F], y and mask [n, H], weight [n] of one n, found {shapes}")
+        shapes = {name: array.shape for name, array in self.sequences.items()}
+        if any(len(shape) != 2 or shape[0] != n for shape in shapes.values()):
+            raise DataError(f"expected sequences [n, L] of the {n} rows of X, found {shapes}")
 
     def __len__(self) -> int:
         return len(self.X) if self.index is None else len(self.index)
@@ -42,12 +50,35 @@ class Rows:
         array = getattr(self, name)
         return array if self.index is None else array[self.index]
 
+    def chosen(self, index: Array) -> Rows:
+        """Other rows of the same table, int64[m]."""
+        return replace(self, index=index)
+
 
 def as_rows(table: Table | Rows) -> Rows:
-    return table if isinstance(table, Rows) else Rows(table.X, table.y, table.mask, table.weight)
+    """The table as rows, all of them."""
+    return table if isinstance(table, Rows) else _of(table, None)
 
 
 def select(table: Any, split: int) -> Rows:
     """The rows of one split of a FeatureTable (0 train, 1 validation, 2 hold-out), sharing the table's arrays."""
-    index = backend_of(table.X).xp.flatnonzero(table.split == split)
-    return Rows(table.X, table.y, table.mask, table.weight, index)
+    return _of(table, backend_of(table.X).xp.flatnonzero(table.split == split))
+
+
+def _of(table: Any, index: Array | None) -> Rows:
+    return Rows(table.X, table.y, table.mask, table.weight, index, getattr(table, "sequences", {}))
+
+
+def needed(sequences: Mapping[str, Array] | None, names: tuple[str, ...]) -> dict[str, Array]:
+    """The sequence tensors that a network takes, in its order.
+
+    Raises:
+        ModelError: one of them is not there.
+    """
+    found = sequences or {}
+    if missing := [name for name in names if name not in found]:
+        raise ModelError(
+            f"the model takes the sequence tensors {', '.join(names)}; {', '.join(missing)} not among those given "
+            f"({', '.join(found) or 'none'}): set sequences.length, as in training, or choose a model without sequences"
+        )
+    return {name: found[name] for name in names}

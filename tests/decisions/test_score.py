@@ -87,7 +87,7 @@ class Model:
     def __init__(self, spec: FeatureSpec, unlearned: tuple[str, ...] = ()) -> None:
         self.spec, self.notes = spec, dict.fromkeys(unlearned, "too few")
 
-    def predict(self, X: Any) -> Any:
+    def predict(self, X: Any, sequences: Any = None) -> Any:
         xp = backend_of(X).xp
         history = X[:, self.spec.index("history")]
         return xp.stack([history / 200, history * 0 + 0.5, history * 0 + 0.25], axis=1).astype(xp.float32)
@@ -129,7 +129,7 @@ class Campaigns:
     def __init__(self, spec: FeatureSpec) -> None:
         self.flag = spec.index("campaign_known")
 
-    def predict(self, X: Any) -> Any:
+    def predict(self, X: Any, sequences: Any = None) -> Any:
         xp = backend_of(X).xp
         return xp.stack([X[:, self.flag] * 0, X[:, self.flag], X[:, self.flag] * 0], axis=1).astype(xp.float32)
 

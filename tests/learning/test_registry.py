@@ -11,8 +11,9 @@ from pipeline.config import Config, Model, load
 from pipeline.errors import ModelError
 from pipeline.features.spec import FeatureSpec
 from pipeline.learning import registry
+from pipeline.learning.model import TrainedModel
 from pipeline.learning.models import Head
-from pipeline.learning.train import TrainedModel, train
+from pipeline.learning.train import train
 from tests.learning.data import planted
 
 SPEC = FeatureSpec.counts(["send", "open", "click"], [1, 2])

@@ -8,10 +8,11 @@ import pytest
 from pipeline.backend import PANDAS, Backend
 from pipeline.config import Model
 from pipeline.errors import DataError, ModelError
-from pipeline.learning import train as training
+from pipeline.learning.model import TrainedModel
 from pipeline.learning.models import Head
 from pipeline.learning.rows import Rows, select
-from pipeline.learning.train import TrainedModel, train
+from pipeline.learning.train import train
+from pipeline.learning.trainer import Trainer
 from tests.learning.data import log_loss, planted, rows_of
 
 HEADS = (Head("a"), Head("b"))
@@ -144,13 +145,13 @@ def test_any_batch_size_predicts_the_same(backend: Backend) -> None:
 def test_early_stopping_restores_the_best_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """A learning rate that soon does harm: what is kept is the epoch whose validation was best, not the last."""
     kept: list[dict[str, np.ndarray]] = []
-    score = training.Trainer.score
+    score = Trainer.score
 
     def spy(self: Any) -> float:
         kept.append({name: w.copy() for name, w in self.model.network.weights().items()})
         return score(self)
 
-    monkeypatch.setattr(training.Trainer, "score", spy)
+    monkeypatch.setattr(Trainer, "score", spy)
     data, valid = planted(PANDAS, 1_000), planted(PANDAS, 1_000, seed=1)
     settings = Model(hidden=[32], batch_size=256, epochs=30, patience=2, learning_rate=0.05, minimum_positives=5)
     model = train(data.rows, valid.rows, HEADS, settings)

@@ -1,0 +1,126 @@
+"""A trained model: a network, what it was taught, and its predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pipeline.backend import Array, backend_of
+from pipeline.errors import ModelError
+from pipeline.learning import models
+from pipeline.learning.labels import Label
+from pipeline.learning.models import Architecture, Head, Network
+from pipeline.learning.resident import BLOCK, blocks, cut
+from pipeline.learning.rows import needed
+from pipeline.learning.tensors import aligned, shards, tensor, tf, to_array
+
+
+@dataclass
+class TrainedModel:
+    """A network, what it was taught, and how that went. ``history``: one dict an epoch: loss, validation, seconds."""
+
+    network: Network
+    labels: list[Label]
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = 0
+    seconds: float = 0.0
+    samples_per_second: float = 0.0
+    batch: int = 0
+    _forward: Any = None
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        return self.network.architecture.heads
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """Why a head has no model and predicts its base rate, by head."""
+        return {head.name: label.note for head, label in zip(self.heads, self.labels, strict=True) if label.note}
+
+    @property
+    def value_scale(self) -> Any:
+        """Mean and deviation of each head's log(value), float32[H, 2], a tensor."""
+        return tf.constant([label.log[:2] for label in self.labels], dtype=tf.float32)
+
+    def predict(
+        self,
+        X: Array,
+        index: Array | None = None,
+        batch: int = BLOCK,
+        sequences: Mapping[str, Array] | None = None,
+    ) -> Array:
+        """Each head's probability or expected value, float32[m, H], on the device of X.
+
+        Args:
+            X: float32[n, F]. index: int64[m], the wanted rows in order; all where None.
+            batch: rows at once; bounds memory, changes nothing else beyond rounding.
+            sequences: [n, L] each, as ``FeatureTable.sequences``; those that the network takes must be there.
+        Raises:
+            ModelError: X has another number of features than the model, or a sequence tensor is missing.
+        """
+        architecture, backend = self.network.architecture, backend_of(X)
+        if X.ndim != 2 or X.shape[1] != architecture.features:
+            raise ModelError(f"the model takes {architecture.features} features, found an array of {X.shape}")
+        taken = needed(sequences, self.network.inputs)
+        n = len(X) if index is None else len(index)
+        out = backend.empty_aligned((n, len(self.heads)), np.float32)
+        for start, chosen in blocks(n, index, batch):
+            inputs = {"features": tensor(aligned(X[chosen]))}
+            inputs |= {name: tensor(aligned(array[chosen], array.dtype)) for name, array in taken.items()}
+            if self._forward is None:
+                self._forward = _forward(self.network, self.value_scale, inputs, backend.on_gpu)
+            out[start : start + len(inputs["features"])] = to_array(self._forward(inputs), backend)
+        for h, label in enumerate(self.labels):
+            if not label.learned:
+                out[:, h] = label.mean
+            elif self.heads[h].kind == "value":
+                out[:, h] = backend.xp.minimum(out[:, h] * label.smear, 2 * label.log[2])
+        return out
+
+    def describe(self) -> dict[str, Any]:
+        """What :meth:`restore` needs beside the weights, as plain values."""
+        return {
+            "architecture": self.network.architecture.to_dict(),
+            "labels": [asdict(label) for label in self.labels],
+        }
+
+    def training(self) -> dict[str, Any]:
+        """How the training went, as plain values."""
+        names = ("seconds", "samples_per_second", "batch", "best_epoch", "history")
+        return {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def restore(
+        cls, described: dict[str, Any], weights: dict[str, np.ndarray], training: dict[str, Any]
+    ) -> TrainedModel:
+        """The model that gave :meth:`describe`, ``network.weights()`` and :meth:`training`.
+
+        Raises:
+            ModelError: they do not fit together.
+        """
+        try:
+            architecture = Architecture.from_dict(described["architecture"])
+            labels = [Label(**{**label, "log": tuple(label["log"])}) for label in described["labels"]]
+        except (KeyError, TypeError) as error:
+            raise ModelError(f"the model's description cannot be read ({error!r}); train again") from None
+        if len(labels) != len(architecture.heads):
+            raise ModelError(f"{len(labels)} labels for {len(architecture.heads)} heads; train again")
+        network = models.build(architecture)
+        network.set_weights(weights)
+        return cls(network, labels, **training)
+
+
+def _forward(network: Network, value_scale: Any, inputs: dict[str, Any], on_gpu: bool) -> Any:
+    """Inputs as these, of any number of rows -> predictions, compiled once."""
+    parts, architecture = shards(8 * BLOCK, on_gpu), network.architecture
+    signature = {name: tf.TensorSpec((None, *x.shape[1:]), x.dtype) for name, x in inputs.items()}
+
+    @tf.function(input_signature=[signature])  # type: ignore[untyped-decorator]
+    def forward(inputs: dict[str, Any]) -> Any:
+        raw = [network.raw(part) for part in cut(inputs, parts)]
+        return tf.concat([models.expectations(r, architecture, value_scale) for r in raw], axis=0)
+
+    return forward

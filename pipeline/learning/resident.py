@@ -1,0 +1,86 @@
+"""Rows as tensors that stay on the device: what the training loop and the validation gather their batches from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from pipeline.backend import Array, backend_of
+from pipeline.learning import models
+from pipeline.learning.models import Network
+from pipeline.learning.rows import Rows, needed
+from pipeline.learning.tensors import aligned, tensor, tf, to_array
+
+BLOCK = 65_536  # rows at once where nothing is trained
+
+
+@dataclass
+class Resident:
+    """Tensors of the chosen rows.
+
+    ``features``: float32[m, F], normalised. ``packed``: float32[m, 2H], encoded labels beside mask x weight.
+    ``totals``: float64[H], the sums of the latter, on the host. ``sequences``: the network's sequence tensors of the
+    whole table, [n, L] each, in the table's own memory; ``places``: int64[m], where in them each row is (None: in
+    order).
+    """
+
+    features: Any
+    packed: Any
+    totals: np.ndarray
+    sequences: dict[str, Any]
+    places: Any
+
+    def __len__(self) -> int:
+        return int(self.features.shape[0])
+
+    def block(self, start: int, rows: int) -> dict[str, Any]:
+        """``rows`` rows from ``start`` on: what the network takes, and ``packed``."""
+        some = slice(start, start + rows)
+        places = None if self.places is None else self.places[some]
+        sequences = {n: x[some] if places is None else tf.gather(x, places) for n, x in self.sequences.items()}
+        return {"features": self.features[some], "packed": self.packed[some], **sequences}
+
+
+def resident(network: Network, rows: Rows, value_scale: Any) -> Resident:
+    """The chosen rows on the device. Labels under a zero mask are never looked at, whatever they hold.
+
+    Args:
+        value_scale: float32[H, 2], mean and deviation of log(value) of each head.
+    Raises:
+        ModelError: the network takes a sequence tensor that the rows do not have.
+    """
+    backend, heads = backend_of(rows.X), rows.y.shape[1]
+    xp = backend.xp
+    sequences = {name: tensor(aligned(a, a.dtype)) for name, a in needed(rows.sequences, network.inputs).items()}
+    places = None if rows.index is None or not sequences else tensor(aligned(rows.index, np.int64))
+    z = backend.empty_aligned((len(rows), rows.X.shape[1]), np.float32)
+    normalise = tf.function(network.normalise, reduce_retracing=True)
+    for start, chosen in blocks(len(rows), rows.index):
+        block = aligned(rows.X[chosen])
+        z[start : start + len(block)] = to_array(normalise(tensor(block)), backend)
+    known = rows.take("mask") > 0
+    y = aligned(xp.where(known, rows.take("y"), 0))
+    encoded = models.encode(tensor(y), network.architecture, value_scale)
+    packed = backend.empty_aligned((len(rows), 2 * heads), np.float32)
+    packed[:, :heads] = to_array(encoded, backend)
+    packed[:, heads:] = xp.where(known, rows.take("mask") * rows.take("weight")[:, None], 0)
+    totals = backend.to_host(packed[:, heads:].astype(xp.float64).sum(axis=0))
+    return Resident(tensor(z), tensor(packed), totals, sequences, places)
+
+
+def blocks(n: int, index: Array | None, rows: int = BLOCK) -> Iterator[tuple[int, Any]]:
+    """(start, what to index a table with) of n rows, or of those that ``index`` names, so many at once."""
+    for start in range(0, n, rows):
+        stop = min(start + rows, n)
+        yield start, slice(start, stop) if index is None else index[start:stop]
+
+
+def cut(tensors: dict[str, Any], parts: int) -> list[dict[str, Any]]:
+    """The rows of tensors of one length in equal parts, in order."""
+    n = tf.shape(next(iter(tensors.values())))[0]
+    bounds = [k * n // parts for k in range(parts + 1)]
+    return [{name: x[first:last] for name, x in tensors.items()} for first, last in pairwise(bounds)]
