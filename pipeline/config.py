@@ -318,7 +318,7 @@ class Config(Section):
     timezone: TimeZone = "UTC"
     clients: dict[str, Client] = {}
     deduplicate: bool = True
-    batch_rows: Annotated[int, Field(ge=1000)] = 10_000_000
+    batch_rows: Annotated[int, Field(ge=1000)] | None = None  # of ingest; by the size of the load where absent
     quality: Quality = Quality()
     rollup: Rollup = Rollup()
     at: At = At(event="send")

@@ -4,8 +4,9 @@ A log ingested day by day is many small sorted files, and a read opens each of t
 have arrived that are ``lateness`` past its end), the batches that end in it are merged: their duplicates are dropped
 for good, and rows are written again, one set of files for each calendar month (UTC) they fall in. One commit to the
 Delta log adds the new files and removes the old, so a reader sees either; older snapshots still read the old files.
-A batch that spans months by itself, as a bulk load does, is left alone: it is large and sorted already. The month that
-is still open is merged like that whenever it has gathered more than :data:`OPEN` batches, as an hourly ingest does.
+Batches of a bulk load are left alone, they are large and sorted already, unless a client has more than :data:`OPEN`
+sorted runs. The month that is still open is merged whenever it has gathered more than :data:`OPEN` batches, as an
+hourly ingest does.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from pipeline.events.writing import SortedRows, Written, group_bits, part_bits, 
 LATENESS = 2 * UNITS["d"]
 COMPACTED = "merged_"  # how the names of compacted runs begin; ingested batches are hexadecimal
 OPEN = 40  # more batches than these in a month that is not closed are merged: a partition opens a file of each
+LARGE = 4_000_000  # rows of a batch from which on merging it saves readers little and costs as much as its ingest
 MANY = 4  # this many compacted sets of one month, from late arrivals, are merged again
 
 
@@ -60,6 +62,7 @@ class _Run:
     run: str
     paths: list[str]
     ts_max: int
+    rows: int
     compacted: int | None  # the month of a compacted run's files, None for an ingested batch
 
 
@@ -67,14 +70,16 @@ def _runs(store: EventStore, client: str) -> list[_Run]:
     groups = store.groups(client)
     newest = np.full(len(groups.paths), np.iinfo(np.int64).min)
     np.maximum.at(newest, groups.path, groups["ts_max"])
+    rows = np.bincount(groups.path, weights=groups["rows"], minlength=len(groups.paths)).astype(np.int64)
     live = sorted({groups.paths[p] for p in np.unique(groups.path).tolist()})
     number = {path: i for i, path in enumerate(groups.paths)}
     runs: dict[tuple[str, int | None], _Run] = {}
     for path in live:
         run, last = origin_of(path), int(newest[number[path]])
         month = month_of(last) if run.startswith(COMPACTED) else None
-        one = runs.setdefault((run, month), _Run(run, [], last, month))
+        one = runs.setdefault((run, month), _Run(run, [], last, 0, month))
         one.paths.append(path)
+        one.rows += int(rows[number[path]])
         one.ts_max = max(one.ts_max, last)
     return list(runs.values())
 
@@ -82,12 +87,14 @@ def _runs(store: EventStore, client: str) -> list[_Run]:
 def due(store: EventStore, client: str, lateness: int = LATENESS) -> dict[int, list[str]]:
     """Month -> the files to merge: those of two or more batches that end in it, or of many earlier merges.
 
-    A month that is not closed yet waits for more than :data:`OPEN` batches.
+    A month that is not closed yet waits for more than :data:`OPEN` batches, and batches of :data:`LARGE` rows until the
+    client has more than so many runs.
     """
     last = store.bounds(client)[1]
     batches: dict[int, list[_Run]] = defaultdict(list)
     merged: dict[int, list[_Run]] = defaultdict(list)
-    for run in _runs(store, client):
+    runs = _runs(store, client)
+    for run in runs:
         if run.compacted is None:
             batches[month_of(run.ts_max)].append(run)
         else:
@@ -95,7 +102,8 @@ def due(store: EventStore, client: str, lateness: int = LATENESS) -> dict[int, l
     found: dict[int, list[str]] = {}
     for month in sorted({*batches, *merged}):
         closed = last >= month_start(month + 1) + lateness
-        chosen = batches[month] if len(batches[month]) > (1 if closed else OPEN) else []
+        some = [run for run in batches[month] if run.rows < LARGE or len(runs) > OPEN]
+        chosen = some if len(some) > (1 if closed else OPEN) else []
         if len(merged[month]) + bool(chosen) >= MANY and (closed or chosen):
             chosen = chosen + merged[month]
         if chosen:

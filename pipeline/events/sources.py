@@ -17,6 +17,8 @@ from pipeline.events.files import Found, digest_of, find_files
 from pipeline.events.schema import hive_parts
 
 UNIT_ROWS = 1_000_000
+BATCH_ROWS = 10_000_000
+ROW_BYTES = 48  # of a row between being read and being written; two batches are in memory at a time
 WHOLE_BYTES = 1 << 28  # a source file up to this size is read once, for its digest and its rows
 
 
@@ -184,17 +186,28 @@ def _runs(numbers: list[int]) -> Iterable[tuple[int, int]]:
         yield start, previous + 1
 
 
-def make_batches(units: list[Unit], batch_rows: int) -> list[list[Unit]]:
-    """Group units, in order, into batches of at most ``batch_rows`` rows.
+def batch_rows(units: list[Unit]) -> int:
+    """How many rows a batch has: at least 10 million, of a bulk load an eighth, so that the next one is read while one
+    is written, but no more than that two batches take an eighth of the memory. The fewer batches, the fewer sorted runs
+    a reader has to merge.
+    """
+    from distributed.system import MEMORY_LIMIT  # knows of control groups
+
+    return max(min(sum(unit.rows for unit in units) // 8, int(MEMORY_LIMIT) // 16 // ROW_BYTES), BATCH_ROWS)
+
+
+def make_batches(units: list[Unit], rows: int | None = None) -> list[list[Unit]]:
+    """Group units, in order, into batches of at most so many rows; None: of :func:`batch_rows`.
 
     A file of more than :data:`UNIT_ROWS` rows is split at its row groups, so that several tasks read it.
     """
+    limit = batch_rows(units) if rows is None else rows
     batches: list[list[Unit]] = []
     current: list[Unit] = []
     size = 0
     for unit in units:
-        for piece in _split(unit, min(batch_rows, UNIT_ROWS)):
-            if current and size + piece.rows > batch_rows:
+        for piece in _split(unit, min(limit, UNIT_ROWS)):
+            if current and size + piece.rows > limit:
                 batches.append(current)
                 current, size = [], 0
             current.append(piece)

@@ -26,6 +26,7 @@ from pipeline.events.sorting import key_bounds
 GROUP_ROWS = 10_000
 SMALL_GROUP_ROWS = 25
 FILE_ROWS = 1_500_000
+REPEATED = 8  # rows a subscriber of a file from which on its id and key are written once, in a dictionary
 
 
 def group_bits(rows: int) -> int:
@@ -66,7 +67,9 @@ class SortedRows:
     subscribers: Any
 
 
-def _writer_options(schema: pa.Schema) -> dict[str, Any]:
+def _writer_options(schema: pa.Schema, repeated: bool) -> dict[str, Any]:
+    """``repeated``: whether a subscriber has rows enough for a dictionary of subscribers to pay; without, half of the
+    time of writing these two columns and a third of their bytes are saved."""
     texts = {f.name for f in schema if pa.types.is_string(f.type)} - {
         "event",
         "campaign",
@@ -77,7 +80,7 @@ def _writer_options(schema: pa.Schema) -> dict[str, Any]:
     }
     numbers = [n for n in ("ts", "ingested_at", "event_id") if not pa.types.is_string(schema.field(n).type)]
     deltas = dict.fromkeys(numbers, "DELTA_BINARY_PACKED")
-    plain = {"machine", "event_id", *deltas}
+    plain = {"machine", "event_id", *deltas, *(() if repeated else ("subscriber", "subscriber_key"))}
     return {
         "compression": {f.name: "zstd" if f.name in texts else "snappy" for f in schema},
         "use_dictionary": [f.name for f in schema if f.name not in plain],
@@ -129,16 +132,18 @@ def write_file(
     low, high = np.searchsorted(bounds, rows.key[[0, -1]], side="right")
     cuts = np.unique([0, *np.searchsorted(rows.key, bounds[low:high], side="left"), n])
     names = schema.names
-    written = pa.schema([pa.field(f.name, CATEGORY) if f.name in _dictionaries(rows) else f for f in schema])
+    repeated = n >= REPEATED * (int(ordinal[-1]) + 1)
+    categories = _dictionaries(rows) | ({"subscriber"} if repeated else set())
+    written = pa.schema([pa.field(f.name, CATEGORY) if f.name in categories else f for f in schema])
     sink = pa.BufferOutputStream()
     numbers: dict[str, list[int]] = {n: [] for n in ("group", "rows", "key_min", "key_max", "ts_min", "ts_max")}
-    with pq.ParquetWriter(sink, written, **_writer_options(schema)) as writer:
+    with pq.ParquetWriter(sink, written, **_writer_options(schema, repeated)) as writer:
         for group, (first, last) in enumerate(zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True)):
             size = last - first
             d0, d1 = int(ordinal[first]), int(ordinal[last - 1]) + 1
             codes = pa.array(ordinal[first:last] - np.int32(d0))
             ids = rows.subscribers.slice(d0, d1 - d0).cast(pa.string())
-            arrays = {"subscriber": pa.DictionaryArray.from_arrays(codes, ids)}
+            arrays = {"subscriber": pa.DictionaryArray.from_arrays(codes, ids) if repeated else ids.take(codes)}
             arrays["subscriber_key"] = pa.array(rows.key[first:last])
             ts = rows.ts[first:last]
             arrays["ts"] = pa.array(ts).view(schema.field("ts").type)
@@ -190,4 +195,4 @@ def _counts(category: Any) -> dict[str, int]:
 
 
 def _dictionaries(rows: SortedRows) -> set[str]:
-    return {"subscriber", *(name for name, array in rows.columns.items() if pa.types.is_dictionary(array.type))}
+    return {name for name, array in rows.columns.items() if pa.types.is_dictionary(array.type)}

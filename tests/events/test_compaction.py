@@ -77,6 +77,30 @@ def test_reads_are_the_same_before_and_after(tmp_path: Path, backend: Backend) -
     assert after.plan("acme", since=june + 5 * DAY).rows < before.plan("acme").rows
 
 
+def test_large_batches_are_left_alone_until_they_are_many(
+    tmp_path: Path, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.events.compaction.LARGE", 20)
+    rows = sorted(random_rows(360, subscribers=30, days=60), key=lambda r: r["time"])
+    settings = config(tmp_path)
+    for i in range(10):  # of 30 rows, some 15 of each client, but for two large ones
+        size = 30 if i not in (2, 3) else 60
+        first = sum(30 if j not in (2, 3) else 60 for j in range(i))
+        write(tmp_path / f"raw/{i:02d}.parquet", rows[first : first + size])
+        ingest(settings, backend, compaction=False)
+    store = EventStore(settings.store_uri, backend)
+    large = {f["path"] for f in store.files if f["client"] == "acme" and f["rows"] >= 20}
+    assert len(large) == 2
+    months = due(store, "acme")
+    assert months, "the small ones of the closed month"
+    assert not large & {path for paths in months.values() for path in paths}
+    monkeypatch.setattr("pipeline.events.compaction.OPEN", 5)
+    assert large <= {path for paths in due(store, "acme").values() for path in paths}
+    compact_closed(settings.store_uri)
+    found = EventStore(settings.store_uri, backend).read("acme", partitions=3).compute(scheduler="sync")
+    assert rows_of_frame(found) == expected(rows[:360], "acme")
+
+
 def test_sources_stay_known_and_rivals_lose(tmp_path: Path, backend: Backend) -> None:
     uri, _ = daily(tmp_path, backend, 40)
     one, two = EventStore(uri), EventStore(uri)
