@@ -88,6 +88,23 @@ def test_positions_and_window_counts(side: Side, events: Rows, asked: list[tuple
 
 
 @pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("points", [3, 400])
+def test_window_counts_of_long_segments_and_many_kinds(side: Side, points: int) -> None:
+    rng = np.random.default_rng(points)
+    kinds, windows = 11, [0, 5, 90, 2**62]
+    events: Rows = sorted((int(k), int(t), int(c)) for k, t, c in rng.integers([0, 0, -1], [2, 200, 12], (300, 3)))
+    asked = sorted((int(k), int(t)) for k, t in rng.integers([0, -5], [2, 210], (points, 2)))
+    c = Columns(side, events, asked)
+    out = c.xp.full((points, len(windows) * kinds + 1), 7, dtype=np.float64)
+    c.k.window_counts(c.xp, c.starts, c.ts, c.codes, kinds, c.point_seg, c.at, windows, out)
+    expected = [
+        [sum(e[2] == kind and e[1] >= at - window for e in seen) for window in windows for kind in range(kinds)] + [7]
+        for (_, at), seen in zip(asked, c.before(events), strict=True)
+    ]
+    assert out.tolist() == expected
+
+
+@pytest.mark.parametrize("side", SIDES)
 @many
 @given(events=rows, asked=points)
 def test_last_times_and_streaks(side: Side, events: Rows, asked: list[tuple[int, int]]) -> None:
