@@ -203,7 +203,7 @@ def _new_day(task: Task, session: Any) -> Any:
 
     from pipeline.events.store import EventStore
     from pipeline.features.samples import SampleRequest
-    from pipeline.features.table import feature_table
+    from pipeline.features.table import feature_table, read_columns
 
     _ingest(task, task.scratch / "store")
     store = EventStore(str(task.scratch / "store"))
@@ -211,7 +211,7 @@ def _new_day(task: Task, session: Any) -> Any:
     request = SampleRequest(
         "score", as_of=NOW, heads=(), exposure=None, active_within=span, at=NOW, keys=(), keep_suppressed=True
     )
-    columns = [c for c in request.columns() if c in store.columns]
+    columns = read_columns(store, CLIENT, _spec(task), request)
     plan = store.plan(CLIENT, since=NOW - span, until=NOW, columns=columns, partitions=task.partitions)
 
     def one(i: int) -> Any:

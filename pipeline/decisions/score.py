@@ -164,7 +164,7 @@ def score(
     )
     listed = lists.suppression_list(settings.suppressed, client) if settings.suppressed else None
     planned = lists.read_plan(settings.plan, client, as_of) if settings.plan else None
-    columns = read_columns(store, spec, request)
+    columns = read_columns(store, client, spec, request)
     plan = store.plan(client, until=as_of, columns=columns, partitions=partitions or config.partitions)
     count = len(plan.ranges)
     context = _context(store, client, spec, request, rollups, count)
@@ -324,7 +324,7 @@ def check(
         return None
     request = SampleRequest.from_config(config, client, as_of, "train")
     request = replace(request, since=request.bounds()["holdout"])
-    columns = read_columns(store, spec, request)
+    columns = read_columns(store, client, spec, request)
     plan = store.plan(client, until=as_of, columns=columns, partitions=partitions or config.partitions)
     context = _context(store, client, spec, request, rollups, len(plan.ranges))
     found: list[tuple[np.ndarray, ...]] = []

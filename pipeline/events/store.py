@@ -214,6 +214,13 @@ class EventStore:
                 counts[kind] = counts.get(kind, 0) + count
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
+    def has_machines(self, client: str) -> bool:
+        """Whether a row of a client is flagged as a machine's, so that the column ``machine`` is worth reading.
+
+        Files written before this was counted may have some.
+        """
+        return any(entry.get("machines") != 0 for entry in self._entries(client))
+
     def bounds(self, client: str) -> tuple[int, int]:
         """The first and last event's time, microseconds UTC."""
         groups = self.groups(client)

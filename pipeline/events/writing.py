@@ -118,8 +118,9 @@ def write_file(
         schema: of the file; bits: row groups are cut at the bounds of 2**bits equal key ranges;
         name: from the first digits of the SHA-256 of the file and of its footer to its name in the client's folder.
     Returns:
-        the file's entry, with the SHA-256 of the bytes written, its rows of each kind and ``happened`` (the latest time
-        that was not ahead of its row's arrival, microseconds UTC); and its row groups.
+        the file's entry, with the SHA-256 of the bytes written, its rows of each kind, ``machines`` (rows flagged as a
+        machine's) and ``happened`` (the latest time that was not ahead of its row's arrival, microseconds UTC); and its
+        row groups.
     Raises:
         StoreError: it cannot be written.
     """
@@ -176,6 +177,7 @@ def write_file(
         "ts_max": int(rows.ts.max()),
         "happened": int(np.minimum(rows.ts, _times(rows.columns["ingested_at"])).max()),
         "kinds": _counts(rows.columns["event"]),
+        "machines": int(numpy_of(rows.columns["machine"], False).sum()),
     }
     return Written(entry, groups)
 

@@ -350,7 +350,7 @@ def count_store(
     import dask
 
     by = [n for n in ("campaign", "provider") if any(n in level.by for level in levels)]
-    columns = ["ts", "event", *by, *(["machine"] if machine and "machine" in store.columns else [])]
+    columns = ["ts", "event", *by, *(["machine"] if machine and store.has_machines(client) else [])]
     plan = store.plan(client, columns=columns, partitions=partitions, **which)
     if partitions is None:
         plan = store.plan(client, columns=columns, partitions=_partitions(plan.rows), **which)

@@ -116,7 +116,9 @@ def count(
     if rollup is not None and request.as_known_at is None:
         return trailing.count_rollup(rollup, spec, request.machines)
     wanted = {"ts", "event", "machine", "campaign", "provider", "ingested_at"}
-    wanted -= ({"machine"} if request.machines else set()) | (set() if request.per_decision else {"ingested_at"})
+    if request.machines or not store.has_machines(client):
+        wanted.remove("machine")
+    wanted -= set() if request.per_decision else {"ingested_at"}
     columns = [c for c in store.columns if c in wanted]
     one = partial(trailing.count_events, spec=spec, timezone=request.timezone, per_decision=request.per_decision)
     return trailing.together(_of_partitions(store, client, columns, request, partitions, one))

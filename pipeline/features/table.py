@@ -158,13 +158,17 @@ def _write(
         write_sequences(part, spec, seg, at, request.timezone, sequences)
 
 
-def read_columns(store: Any, spec: FeatureSpec, request: SampleRequest) -> list[str]:
+def read_columns(store: Any, client: str, spec: FeatureSpec, request: SampleRequest) -> list[str]:
     """The columns of the store that a table of these features and labels reads, beside the key.
+
+    Flags of machines only where a row has one, unless a feature of the user's own asks for them.
 
     Raises:
         ConfigError, ModelError: see :func:`own.columns`.
     """
-    wanted = [*request.columns(), *spec.columns, *own.columns(spec, store.columns)]
+    flagged = store.has_machines(client)
+    asked = [c for c in request.columns() if flagged or c != "machine"]
+    wanted = [*asked, *spec.columns, *own.columns(spec, store.columns)]
     return [c for c in dict.fromkeys(wanted) if c in store.columns]
 
 
@@ -186,7 +190,7 @@ def feature_tables(
 
     if spec.context is not None and context is None:
         context = context_of(store, client, spec.context, request, partitions=partitions)
-    columns = read_columns(store, spec, request)
+    columns = read_columns(store, client, spec, request)
     plan = store.plan(client, until=request.as_of, columns=columns, partitions=partitions)
     # Each task carries its own part of the plan, bound to the function: Dask would walk through every argument.
     parts = [replace(plan, bounds=plan.bounds[i : i + 2], parts=(part,)) for i, part in enumerate(plan.parts)]

@@ -65,6 +65,9 @@ class Store:
         ranges = list(zip(self.bounds[:-1], self.bounds[1:], strict=True))
         return types.SimpleNamespace(ranges=ranges, since=times.get("since", 0), until=until, columns=columns)
 
+    def has_machines(self, client: str) -> bool:
+        return bool(self.frame["machine"].any())
+
     def read_range(self, plan: Any, i: int) -> Any:
         low, high = plan.ranges[i]
         log = self.frame

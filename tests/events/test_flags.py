@@ -147,6 +147,7 @@ def test_flags_are_those_of_a_plain_loop(tmp_path: Path, backend: Backend, liste
     assert found == wanted
     assert counts == {rule: sum(rule in names for names in wanted.values()) for rule in CHECKED}
     assert set(frame.event_id[frame.machine]) == {i for i, names in wanted.items() if names & MACHINE}
+    assert EventStore(options.store_uri).has_machines("acme")
     assert all(counts[rule] for rule in CHECKED if listed or rule != "privacy_open")
 
 
@@ -171,6 +172,7 @@ def test_rates_that_no_human_reaches(tmp_path: Path, backend: Backend) -> None:
     frame = EventStore(options.store_uri, backend).read("acme").compute()
     frame = frame.to_pandas() if backend.on_gpu else frame
     assert not frame.machine.any()
+    assert not EventStore(options.store_uri).has_machines("acme")
 
 
 def test_networks() -> None:

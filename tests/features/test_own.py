@@ -244,20 +244,26 @@ def test_columns_are_declared_and_read(backend: Backend) -> None:
         return frame.value
 
     class Store:
-        columns = ["ts", "event", "campaign", "value", "subscriber", "batch", "city"]
+        columns = ["ts", "event", "machine", "campaign", "value", "subscriber", "batch", "city"]
+        flagged = False
 
-    spec = FeatureSpec.from_config(CONFIG, KINDS)
-    assert read_columns(Store(), spec, ASKED) == ["ts", "event", "campaign", "value"]
+        def has_machines(self, client: str) -> bool:
+            return self.flagged
+
+    spec, store = FeatureSpec.from_config(CONFIG, KINDS), Store()
+    assert read_columns(store, "acme", spec, ASKED) == ["ts", "event", "campaign", "value"]
+    store.flagged = True
+    assert read_columns(store, "acme", spec, ASKED) == ["ts", "event", "machine", "campaign", "value"]
     table(backend, LOG)
     assert seen
     assert all(columns == ["ts", "event", "value"] for columns in seen)
     pipeline.feature(windows=["7d"], name="all")(lambda frame: frame.value)
-    assert "city" in read_columns(Store(), FeatureSpec.from_config(CONFIG, KINDS), ASKED)
-    assert "batch" not in read_columns(Store(), FeatureSpec.from_config(CONFIG, KINDS), ASKED)
+    assert "city" in read_columns(store, "acme", FeatureSpec.from_config(CONFIG, KINDS), ASKED)
+    assert "batch" not in read_columns(store, "acme", FeatureSpec.from_config(CONFIG, KINDS), ASKED)
     for column, message in (("cty", "did you mean 'city'"), ("subscriber", "no function is given")):
         pipeline.feature(windows=["7d"], columns=[column], name=column)(lambda frame: frame.value)
         with pytest.raises(ConfigError, match=message):
-            read_columns(Store(), FeatureSpec.from_config(CONFIG, KINDS), ASKED)
+            read_columns(store, "acme", FeatureSpec.from_config(CONFIG, KINDS), ASKED)
         del extensions._features[column]
 
 
