@@ -104,13 +104,16 @@ def _quotient(time: Any, unit: int) -> Any:
 
 @compiled
 def _cells(
-    ts: Array, name: Array, since: Array, offsets: Array, unit: int, base: int, span: int
+    ts: Array, name: Array, names: int, since: Array, offsets: Array, unit: int, base: int, span: int
 ) -> tuple[Array, Array]:
+    # Where every possible cell has a slot of its own (``names`` is not 0), the table needs no hash and no look at keys.
     n = len(ts)
     cell = np.empty(n, np.int32)
     room, used = 1024, 0
     keys = np.empty(room, np.int64)
     table, shift = _table(keys, 0)
+    if names:
+        table = np.full(names * span, -1, np.int32)
     zone, zones = 0, len(since)
     begin, end, offset = -FAR, since[1] if zones > 1 else FAR, offsets[0]
     for i in range(n):
@@ -120,8 +123,10 @@ def _cells(
             begin = since[zone] if zone else -FAR
             end = since[zone + 1] if zone + 1 < zones else FAR
             offset = offsets[zone]
-        code = np.int64(name[i]) * span + (_quotient(now + offset, unit) - base)
-        at = _slot(code, shift)
+        bucket = _quotient(now + offset, unit) - base
+        code = np.int64(name[i]) * span + bucket
+        # Cells of one time side by side: the names in use differ little from one hour to the next.
+        at = bucket * names + name[i] if names else _slot(code, shift)
         while True:
             number = table[at]
             if number < 0:
@@ -129,16 +134,17 @@ def _cells(
                     wider = np.empty(2 * room, np.int64)
                     wider[:room] = keys
                     keys, room = wider, 2 * room
-                    table, shift = _table(keys, used)
-                    at = _slot(code, shift)
-                    while table[at] >= 0:
-                        at = (at + 1) & (len(table) - 1)
+                    if not names:
+                        table, shift = _table(keys, used)
+                        at = _slot(code, shift)
+                        while table[at] >= 0:
+                            at = (at + 1) & (len(table) - 1)
                 number = used
                 table[at] = used
                 keys[used] = code
                 used += 1
                 break
-            if keys[number] == code:
+            if names or keys[number] == code:
                 break
             at = (at + 1) & (len(table) - 1)
         cell[i] = number
@@ -182,15 +188,18 @@ def factorize(xp: Any, code: Array) -> tuple[Array, Array]:
 def cells(
     xp: Any, ts: Array, name: Array, since: Array, offsets: Array, unit: int, base: int, span: int
 ) -> tuple[Array, Array]:
-    """See :func:`groups.cells`."""
-    return cast(tuple[Array, Array], _cells(ts, name, since, offsets, unit, base, span))
+    """See :func:`groups.cells`; a table of all possible cells where they are not more than the rows."""
+    names = int(name.max(initial=0)) + 1
+    dense = names if 0 < names * span <= len(ts) else 0
+    return cast(tuple[Array, Array], _cells(ts, name, dense, since, offsets, unit, base, span))
 
 
 def count_distinct(
     xp: Any, first: Array, stop: Array, owner: Array, cell: Array, kind: Array, kinds: int, group: Array, groups: int
 ) -> Array:
     """See :func:`groups.count_distinct`; a group remembers the subscriber that it saw last."""
-    return cast(Array, _count_distinct(first, stop, owner, cell, kind, kinds, group, groups))
+    small = group.astype(np.int32)  # it is looked at in any order: half of it is more often in the cache
+    return cast(Array, _count_distinct(first, stop, owner, cell, kind, kinds, small, groups))
 
 
 def warm_up() -> float:

@@ -73,20 +73,21 @@ def test_equals_a_loop(side: tuple[Any, Any], runs: list[Any]) -> None:
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("timezone", ["UTC", "Europe/Berlin", "Australia/Lord_Howe", "America/Sao_Paulo"])
-def test_cells_of_the_local_clock(side: tuple[Any, Any], timezone: str) -> None:
+@pytest.mark.parametrize(("unit", "rows"), [(HOUR, 3000), (24 * HOUR, 20_000)], ids=["few rows", "many rows"])
+def test_cells_of_the_local_clock(side: tuple[Any, Any], timezone: str, unit: int, rows: int) -> None:
     kernels, xp = side
     rng = np.random.default_rng(2)
-    ts = rng.integers(1_500_000_000, 1_800_000_000, 3000) * 1_000_000
+    ts = rng.integers(1_500_000_000, 1_800_000_000, rows) * 1_000_000
     since, offsets = clock(timezone, int(ts.min()), int(ts.max()))
-    base = int(ts.min() + offsets.min()) // HOUR
-    span = int(ts.max() + offsets.max()) // HOUR - base + 1
+    base = int(ts.min() + offsets.min()) // unit
+    span = int(ts.max() + offsets.max()) // unit - base + 1
     name = xp.asarray(rng.integers(0, 5, len(ts)).astype("int32"))
-    cell, found = kernels.cells(xp, xp.asarray(ts), name, xp.asarray(since), xp.asarray(offsets), HOUR, base, span)
+    cell, found = kernels.cells(xp, xp.asarray(ts), name, xp.asarray(since), xp.asarray(offsets), unit, base, span)
     zone = zoneinfo.ZoneInfo(timezone)
     for us, n, c in zip(ts.tolist(), name.tolist(), cell.tolist(), strict=True):
         local = datetime.fromtimestamp(us // 10**6, tz=zone).replace(tzinfo=UTC)
         code = found.tolist()[c] if c < 3 else int(found[c])
-        assert code == n * span + int(local.timestamp()) // 3600 - base
+        assert code == n * span + int(local.timestamp()) * 1_000_000 // unit - base
 
 
 @pytest.mark.parametrize("side", SIDES)
