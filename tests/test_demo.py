@@ -55,6 +55,8 @@ def test_every_stage_leaves_what_it_promises(finished: tuple[Path, str]) -> None
             assert metrics["models"][client][outcome]["rows"] > 0
         click = metrics["models"][client]["click"]
         assert 0.5 < click["roc_auc"] < click["truth"]["roc_auc"] + 0.1
+        assert click["ideal"]["expected_log_loss"] < click["expected_log_loss"]
+        assert click["truth"]["expected_pr_auc"] > click["ideal"]["expected_pr_auc"] > click["expected_pr_auc"]
         assert set(click["baselines"]) == {"base_rate", "logistic"}
     html = (run / "report.html").read_text()
     assert "acme" in html

@@ -155,6 +155,7 @@ MEASURES = (
     ("PR-AUC", "pr_auc", significant),
     ("over base rate", "pr_auc_over_base_rate", lambda v: f"{v:.1f}×"),
     ("expected PR-AUC", "expected_pr_auc", significant),
+    ("of the ideal", "of_ideal", percent),
     ("ROC-AUC", "roc_auc", significant),
     ("normalized entropy", "normalized_entropy", significant),
     ("Gini", "normalized_gini", significant),
@@ -165,6 +166,8 @@ MEASURES = (
 SCORERS = {
     "base_rate": "base rate",
     "logistic": "logistic regression",
+    "boosting": "gradient boosting",
+    "gradient_boosting": "gradient boosting",
     "truth": "the true probability",
     "ideal": "ideal observer",
 }
@@ -230,6 +233,9 @@ def _measure(scorer: Mapping[str, Any], key: str, m: Mapping[str, Any]) -> float
     value = scorer.get(key)
     if value is None and key == "pr_auc_over_base_rate" and scorer.get("pr_auc") is not None and m.get("base_rate"):
         value = scorer["pr_auc"] / m["base_rate"]
+    best = (m.get("ideal") or {}).get("expected_pr_auc")
+    if key == "of_ideal" and best and scorer.get("expected_pr_auc") is not None:
+        value = scorer["expected_pr_auc"] / best
     return None if value is None else float(value)
 
 

@@ -12,6 +12,7 @@ memory is that of a group (about 0.4 GB) whatever the number of events. What is 
     OUT/truth/dirt/part-NNNN.parquet    one row for each flaw of each row in the log: day (of its file), client,
         event_id, dirt (its kind), received_at, and the subscriber, ts and event of the row before it was spoiled
     OUT/truth/subscribers/, OUT/truth/campaigns.parquet   static traits; topic, quality and hour
+    OUT/truth/settings.json             the settings and the version of the model, for the ideal observer (observer.py)
     OUT/truth/state/                    what ``Simulation.resume`` needs to continue the history
     OUT/_COMPLETE.json                  written last
 
@@ -44,7 +45,7 @@ from pipeline.events.population import Block
 from pipeline.events.rows import concat
 
 MODEL_VERSION = 1  # raise it when the same settings give other data
-MARKER, STARTED, POSITION = "_COMPLETE.json", "_SIMULATION.json", "position.json"
+MARKER, STARTED, POSITION, SETTINGS = "_COMPLETE.json", "_SIMULATION.json", "position.json", "settings.json"
 
 
 @dataclass
@@ -96,6 +97,7 @@ def simulate(
             raise ConfigError(f"cannot write the simulated log into {out}: {error.strerror}") from None
     _write_json(out / STARTED, wanted)
     write(campaign_table(world, settings.ids, days), out / "truth" / "campaigns.parquet")
+    _write_json(out / "truth" / SETTINGS, {"version": MODEL_VERSION, "settings": settings.model_dump(mode="json")})
     (out / "truth" / "state").mkdir()
     kinds: dict[str, int] = {}
     dirt: dict[str, int] = {}
@@ -130,6 +132,25 @@ def simulate(
     _save_position(out / "truth" / "state", settings, days, days)
     _write_json(out / MARKER, {"settings": wanted, "counts": counts})
     return SimulationReport(out=out, seconds=time.perf_counter() - began, **counts)  # type: ignore[arg-type]
+
+
+def read_settings(truth: Path) -> config.Simulate:
+    """The settings of the log whose truth is in this folder.
+
+    Raises:
+        SourceError: they are not there, cannot be read, or are of another version of the model.
+    """
+    path = truth / SETTINGS
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        version, settings = found["version"], config.Simulate(**found["settings"])
+    except OSError:
+        raise SourceError(f"{truth} has no {SETTINGS}, which names the simulated log's settings") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise SourceError(f"{path} does not hold the settings of a simulated log: {error}") from None
+    if version != MODEL_VERSION:
+        raise SourceError(f"{path} is of version {version!r} of the simulator's model, this is version {MODEL_VERSION}")
+    return settings
 
 
 @dataclass

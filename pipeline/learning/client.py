@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.backend import Backend
 from pipeline.config import Config, format_duration
-from pipeline.errors import DataError, TooLittleError
+from pipeline.errors import DataError, SourceError, TooLittleError
 from pipeline.features import preparation
 from pipeline.features import table as features
 from pipeline.features.samples import HOLDOUT, TRAIN, VALIDATION, SampleRequest, describe
@@ -77,6 +77,7 @@ def train_client(
     with Progress(f"train {client}", len(rows) * config.model.epochs, "samples") as progress:
         model = train(rows, valid, networks.heads_of(config), config.model, progress)
     p = model.predict(table.X, holdout.index, sequences=table.sequences)
+    ideal, unknown = _ideal(store, config, client, model, table, holdout, backend)
     metrics = evaluate(
         p,
         holdout.take("y"),
@@ -86,6 +87,7 @@ def train_client(
         budgets=config.decide.budgets,
         baselines=baselines(model, rows, holdout, config.model.seed),
         truth=_truth(config, client, model, table, holdout, backend),
+        references=None if ideal is None else {"ideal": ideal},
         notes=model.notes,
     )
     end = np.datetime_as_string(np.datetime64(as_of, "us"), timezone="UTC")
@@ -97,7 +99,7 @@ def train_client(
     split = describe(SampleRequest.from_config(config, client, as_of, "train"))
     if table.counts.get("knew_less"):
         split += f"; {table.counts['knew_less']:,} decision points are without events that arrived after them"
-    return ClientModel(version, len(table), metrics, line, split, table.spec.absent)
+    return ClientModel(version, len(table), metrics, line, split, (*table.spec.absent, *unknown))
 
 
 def training_table(
@@ -171,11 +173,41 @@ def _truth(
     config: Config, client: str, model: TrainedModel, table: features.FeatureTable, holdout: Rows, backend: Backend
 ) -> np.ndarray | None:
     """The true probabilities of the hold-out's rows, float64[m, H]; None for a log that is not simulated."""
+    ids = _simulated(config, table, holdout, backend)
+    return None if ids is None else _by_head(true_probabilities(config, client, ids), model, len(ids))
+
+
+def _ideal(
+    store: EventStore,
+    config: Config,
+    client: str,
+    model: TrainedModel,
+    table: features.FeatureTable,
+    holdout: Rows,
+    backend: Backend,
+) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """The same of the ideal observer, who knows what can be known; and why there is none, where it could be there."""
+    from pipeline.learning.ideal import ideal_probabilities
+
+    ids = _simulated(config, table, holdout, backend)
+    if ids is None:
+        return None, ()
+    try:
+        return _by_head(ideal_probabilities(store, config, client, ids), model, len(ids)), ()
+    except SourceError as error:
+        return None, (f"the ideal observer: {error}",)
+
+
+def _simulated(config: Config, table: features.FeatureTable, holdout: Rows, backend: Backend) -> np.ndarray | None:
+    """The event ids of the hold-out's rows, int64[m]; None for a log that is not simulated."""
     if "event_id" not in table.keys.columns or config.source is None or config.source.truth is None:
         return None
-    ids = backend.to_host(backend.column(table.keys["event_id"])[holdout.index])
-    known = true_probabilities(config, client, ids)
-    nothing = np.full(len(ids), np.nan)
+    return np.asarray(backend.to_host(backend.column(table.keys["event_id"])[holdout.index]))
+
+
+def _by_head(known: dict[str, np.ndarray], model: TrainedModel, n: int) -> np.ndarray:
+    """float64[n, H], NaN for a head whose outcome is not known."""
+    nothing = np.full(n, np.nan)
     return np.stack([known.get(head.name, nothing) for head in model.heads], axis=1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -37,14 +38,17 @@ def true_probabilities(config: Config, client: str, event_ids: np.ndarray) -> di
     except (OSError, ValueError, KeyError) as error:
         raise SourceError(f"cannot read the truth of the simulated log in {folder}: {error}") from None
     frame = table.to_pandas().set_index("event_id").reindex(pd.Index(event_ids))
-    truth = {}
+    return by_outcome(config, {kind: frame[f"p_{kind}"].to_numpy(float) for kind in sorted(found)})
+
+
+def by_outcome(config: Config, known: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The outcomes whose events the simulator draws at the send: name -> float64[n]; ``known``: kind -> float64[n]."""
+    found = {}
     for name, outcome in config.outcomes.items():
         kinds = set(outcome.events)
-        if outcome.match != "campaign" or not kinds:
+        if outcome.match != "campaign" or not kinds or not kinds <= known.keys():
             continue
-        if len(kinds) == 1 and kinds <= found:
-            truth[name] = frame[f"p_{kinds.pop()}"].to_numpy(float)
-        elif kinds == {"unsubscribe", "complaint"} and kinds <= found:
+        if len(kinds) == 1 or kinds == {"unsubscribe", "complaint"}:
             # The simulator draws at most one of the two for a send.
-            truth[name] = (frame["p_unsubscribe"] + frame["p_complaint"]).to_numpy(float)
-    return truth
+            found[name] = np.sum([known[kind] for kind in sorted(kinds)], axis=0)
+    return found

@@ -96,7 +96,8 @@ def head_metrics(rate: float, truth: bool) -> dict[str, Any]:
             {"budget": b, "tpr": min(1, b * lift * 2), "fnr": 1 - min(1, b * lift * 2)}
             for b in (0.005, 0.01, 0.02, 0.05)
         ]
-        return {"pr_auc": rate * lift, "roc_auc": 0.5 + lift / 15, "normalized_entropy": 1 - lift / 60,
+        soft = {"expected_pr_auc": rate * lift} if truth else {}
+        return {**soft, "pr_auc": rate * lift, "roc_auc": 0.5 + lift / 15, "normalized_entropy": 1 - lift / 60,
                 "expected_over_observed": 1.02, "budgets": budgets}  # fmt: skip
 
     found = {"rows": 400_000, "positives": int(400_000 * rate), "base_rate": rate, **scorer(3.1), "deciles": bins}
