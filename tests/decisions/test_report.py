@@ -86,7 +86,8 @@ def test_the_answer_comes_first(email: Path) -> None:
     for word in ("logistic regression", "ideal observer", "the true probability", "0.50% of sends", "scanner click"):
         assert word in page.text
     assert "of the ideal" in page.text
-    assert all(page.text.count(share) >= 3 for share in ("91.2%", "82.4%", "29.4%", "176%"))  # 3.1, 2.8, 1.0, 6.0 over 3.4
+    shares = ("91.2%", "82.4%", "29.4%", "176%")  # 3.1, 2.8, 1.0, 6.0 over 3.4
+    assert all(page.text.count(share) >= 3 for share in shares)
     assert page.text.index("Hold ") < page.text.index("Campaigns") < page.text.index("rows in =")
     assert page.text.count("expected loss") >= 12  # the riskiest of each client, in words
     assert not list(email.glob(".report*"))
