@@ -62,6 +62,16 @@ class Particles(NamedTuple):
     stays: Any  # [days, K]: what is left, after so many days, of a distance from the equilibrium
 
 
+class Guesses(NamedTuple):
+    """What the campaign about to be sent may be like; one guess, and factors of 1, where that is known. Each [g]."""
+
+    topic: Any  # int64; -1: the send's own
+    open: Any  # factor of the odds
+    click: Any
+    leave: Any  # of the hazard
+    weight: Any  # adding up to 1
+
+
 class Terms(NamedTuple):
     """What particles share: factors of a send, float64[m], and constants of the model."""
 
@@ -71,6 +81,7 @@ class Terms(NamedTuple):
     topic: Any  # int64[m]
     hour: Any  # int64[m]
     delivered: Any  # probability
+    quality: Any  # float64[m], of the campaign; in the factors already
     asleep_open: float  # factor of the odds
     spam_open: float
     delete_opened: float
@@ -254,12 +265,15 @@ def weigh(awake: Any, asleep: Any, i: int, now: int, send: Any, terms: Any, part
 
 
 @numba.njit(**options)
-def predict(awake: Any, asleep: Any, i: int, terms: Any, particles: Any, spam: Any, out: Any) -> None:
-    """The posterior mean of each outcome's probability at send ``i``: out float64[4], as observer.OUTCOMES."""
-    topic = terms.topic[i]
+def predict(
+    awake: Any, asleep: Any, i: int, terms: Any, particles: Any, spam: Any, guesses: Any, g: int, out: Any
+) -> None:
+    """Add the posterior mean of each outcome's probability at send ``i``, under one guess, to out: float64[4]."""
+    topic = guesses.topic[g] if guesses.topic[g] >= 0 else terms.topic[i]
     odds, hourly = particles.open_topic[topic], particles.open_hour[terms.hour[i]]
     hazards, clicks, complain = particles.leave_topic[topic], particles.click_topic[topic], particles.complain
-    by_open, by_leave, by_click, sleepy = terms.open[i], terms.leave[i], terms.click[i], terms.asleep_open
+    by_open, by_click = terms.open[i] * guesses.open[g], terms.click[i] * guesses.click[g]
+    by_leave, sleepy = terms.leave[i] * guesses.leave[g], terms.asleep_open
     total = opens = clicked = leaving = complaining = 0.0
     for k in range(len(awake)):
         o = odds[k] * hourly[k] * by_open
@@ -276,13 +290,11 @@ def predict(awake: Any, asleep: Any, i: int, terms: Any, particles: Any, spam: A
         clicked += opening * (c / (1.0 + c))
         leaving += leave
         complaining += leave * complain[k]
-    scale = terms.delivered[i] / total
-    out[0], out[1], out[2], out[3] = (
-        opens * scale,
-        clicked * scale,
-        complaining * scale,
-        (leaving - complaining) * scale,
-    )
+    scale = guesses.weight[g] * terms.delivered[i] / total
+    out[0] += opens * scale
+    out[1] += clicked * scale
+    out[2] += complaining * scale
+    out[3] += (leaving - complaining) * scale
 
 
 @numba.njit(**options)
@@ -294,6 +306,8 @@ def follow(
     joined: Any,
     provider: Any,
     terms: Any,
+    ahead: Any,
+    guesses: Any,
     particles: Any,
     row: Any,
     most: int,
@@ -304,9 +318,10 @@ def follow(
 
     Args:
         bounds, joined, provider: int64[subscribers (+ 1)]: their sends, day of joining (-1: before the log), provider.
+        terms, ahead: what is known of a send's campaign afterwards, and at the moment of the prediction.
         row: int64[m], where in ``out`` the prediction of a send goes; -1: nowhere.
         most, span: of the history before each send at most so many sends, and microseconds, are looked at.
-        out: float64[wanted, 4], written.
+        out: float64[wanted, 4], the probabilities in the order of observer.OUTCOMES, written.
     """
     n = len(particles.complain)
     awake, asleep = np.empty(n), np.empty(n)
@@ -344,4 +359,6 @@ def follow(
                 today = send.day[j]
                 if j < i:
                     weigh(awake_now, asleep_now, j, now, send, terms, particles, spam)
-            predict(awake_now, asleep_now, i, terms, particles, spam, out[row[i]])
+            out[row[i]] = 0.0
+            for g in range(len(guesses.weight)):
+                predict(awake_now, asleep_now, i, ahead, particles, spam, guesses, g, out[row[i]])

@@ -59,6 +59,7 @@ from pipeline.events.rows import KIND, NO_CAMPAIGN
 
 OUTCOMES = ("open", "click", "complaint", "unsubscribe")
 PARTICLES = 960
+NODES = 7
 CHUNK = 256  # subscribers a thread works on at a time
 ROOT = 1.2207440846057596  # of x^4 = x + 1: the sequence's irrational steps are its negative powers
 
@@ -75,14 +76,17 @@ class Log:
 
 
 @dataclass(frozen=True)
-class Memory:
-    """How much of a subscriber's history the observer looks at before each send; None: all of it.
+class Knowledge:
+    """What the observer may use; by default everything. With less it tells what a model's limit is.
 
-    The evidence alone is limited: volume, streak and number received, which the model takes as given, stay as they are.
+    Less history is less evidence about traits and state; volume, streak and number received, which the model takes as
+    given, stay as they are. Topic and quality: of the campaign about to be sent; those of earlier ones are known.
     """
 
-    sends: int | None = None  # the last so many
-    days: float | None = None  # those of the last so many days
+    sends: int | None = None  # of each subscriber's history the last so many sends
+    days: float | None = None  # and of the last so many days
+    topic: bool = True  # the log has it in the campaign's name at best
+    quality: bool = True  # no log has it; answers show it afterwards
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ def observe(
     log: Log,
     wanted: NDArray[np.bool_],
     particles: int | Traits = PARTICLES,
-    memory: Memory | None = None,
+    knowledge: Knowledge | None = None,
     seed: int = 0,
     threads: int = 2,
 ) -> Floats:
@@ -113,7 +117,7 @@ def observe(
         log: all that is seen of the client; whole subscribers.
         wanted: bool[n], the sends to predict.
         particles: how many draws of traits, rounded up to equal shares of the interests; or the draws.
-        memory: how much history to use; all by default.
+        knowledge: what to use; everything by default.
         seed: shifts the draws.
     Returns:
         float64[wanted, 4], the probabilities of OUTCOMES as in the truth; NaN for a row that is no send of a known
@@ -128,11 +132,14 @@ def observe(
     terms = _terms(compiled.Terms, parameters, client, send, np.repeat(provider, np.diff(bounds)))
     out = np.full((int(wanted.sum()), len(OUTCOMES)), np.nan)
     place = np.where(wanted, np.cumsum(wanted) - 1, -1)[history.rows]
-    most = -1 if memory is None or memory.sends is None else memory.sends
-    span = -1 if memory is None or memory.days is None else int(memory.days * DAY)
+    use = knowledge or Knowledge()
+    most = -1 if use.sends is None else use.sends
+    span = -1 if use.days is None else int(use.days * DAY)
+    ahead, guesses = _ahead(compiled.Guesses, parameters, terms, use)
 
     def follow(first: int, last: int) -> None:
-        compiled.follow(first, last, bounds, send, joined, provider, terms, table, place, most, span, out)
+        about = (bounds, send, joined, provider, terms, ahead, guesses, table)
+        compiled.follow(first, last, *about, place, most, span, out)
 
     _in_chunks(follow, len(joined), threads)
     return out
@@ -270,5 +277,24 @@ def _terms(terms: Any, p: Parameters, client: ClientWorld, send: Any, provider: 
         delete_asleep=p.delete_asleep,
         leave_unread=p.leave_unread,
         leave_asleep=p.leave_asleep,
+        quality=quality,
         **delays,
     )
+
+
+def _ahead(guesses: Any, p: Parameters, terms: Any, use: Knowledge) -> tuple[Any, Any]:
+    """The terms of the sends to predict, and what their campaigns may be like where that is not known.
+
+    The mean over qualities is Gauss's and Hermite's, of NODES points.
+    """
+    nodes, weights = np.zeros(1), np.ones(1)
+    ahead = terms
+    if not use.quality:
+        nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
+        less = {"open": p.open_quality, "click": p.click_quality, "leave": -p.leave_quality}
+        ahead = terms._replace(**{n: getattr(terms, n) * np.exp(-x * terms.quality) for n, x in less.items()})
+    topics = np.array([-1]) if use.topic else np.arange(len(TOPICS))
+    topic, node = (x.ravel() for x in np.meshgrid(topics, np.arange(len(nodes)), indexing="ij"))
+    weight = weights[node] / weights.sum() / len(topics)
+    factors = (np.exp(x * nodes[node]) for x in (p.open_quality, p.click_quality, -p.leave_quality))
+    return ahead, guesses(topic, *factors, weight)

@@ -13,7 +13,7 @@ from pipeline.config import Config
 from pipeline.errors import SourceError
 from pipeline.events.behaviour import CAMPAIGNS_A_DAY, DAY, PROVIDERS, ClientWorld, campaign_name
 from pipeline.events.history import MAX_DAYS, make_world
-from pipeline.events.observer import OUTCOMES, PARTICLES, Log, Memory, observe
+from pipeline.events.observer import OUTCOMES, PARTICLES, Knowledge, Log, observe
 from pipeline.events.rows import KINDS, NO_CAMPAIGN
 from pipeline.events.simulate import read_settings
 from pipeline.events.store import EventStore
@@ -31,7 +31,7 @@ def ideal_probabilities(
     client: str,
     event_ids: np.ndarray,
     particles: int = PARTICLES,
-    memory: Memory | None = None,
+    knowledge: Knowledge | None = None,
 ) -> dict[str, np.ndarray]:
     """What could be known of each send's outcomes before it, from the store's events alone.
 
@@ -40,7 +40,7 @@ def ideal_probabilities(
     Args:
         client: whose sends.
         event_ids: int64[n], the sends' event ids.
-        particles, memory: as for :func:`pipeline.events.observer.observe`.
+        particles, knowledge: as for :func:`pipeline.events.observer.observe`.
     Returns:
         outcome name -> float64[n], NaN for a send that the store does not have or that names no known campaign; the
         outcomes are those of :func:`pipeline.learning.truth.true_probabilities`. Empty for a log not simulated.
@@ -67,7 +67,7 @@ def ideal_probabilities(
         wanted = (ids[place] == own) & (frame["event"] == "send").to_numpy()
         threads = len(os.sched_getaffinity(0))
         seen = visible(frame, mine)
-        found[place[wanted]] = observe(world.parameters, mine, seen, wanted, particles, memory, threads=threads)
+        found[place[wanted]] = observe(world.parameters, mine, seen, wanted, particles, knowledge, threads=threads)
     back = np.empty_like(found)
     back[order] = found
     return by_outcome(config, {kind: back[:, i] for i, kind in enumerate(OUTCOMES)})

@@ -32,7 +32,7 @@ from pipeline.events.behaviour import (
 )
 from pipeline.events.dirt import BITS, RATES
 from pipeline.events.history import Group, blocks_of, make_world
-from pipeline.events.observer import OUTCOMES, PARTICLES, Log, Memory, draw_particles, observe, read_history
+from pipeline.events.observer import OUTCOMES, PARTICLES, Knowledge, Log, draw_particles, observe, read_history
 from pipeline.events.population import Block, World
 from pipeline.events.rows import KIND
 from pipeline.learning.metrics import expected_metrics
@@ -122,8 +122,13 @@ def likelihood(chance: Probabilities, message: Message, now: float, cdf: dict[st
     return total
 
 
-def by_enumeration(messages: list[Message], traits: Traits, joined: int | None, first: int = 0) -> np.ndarray:
-    """P(outcome) before the last message, float[4]: every trait times every path of the hidden state."""
+def by_enumeration(
+    messages: list[Message], traits: Traits, joined: int | None, first: int = 0, **campaign: np.ndarray
+) -> np.ndarray:
+    """P(outcome) before the last message, float[4]: every trait times every path of the hidden state.
+
+    ``first``: the first message that is looked at; ``campaign``: what the last one's is taken for.
+    """
     *past, last = messages
     begin = joined if joined is not None else past[first].day if past else last.day
     delays = {"open": "open_delay", "soon": "soon_delay", "delete": "delete_delay", "leave": "leave_delay"}
@@ -137,9 +142,9 @@ def by_enumeration(messages: list[Message], traits: Traits, joined: int | None, 
         fall, wake = (float(x[0]) for x in stay_or_change(PARAMETERS, one))
         for i, message in enumerate(messages):
             for awake in (True, False):
-                chance = send_probabilities(
-                    PARAMETERS, CLIENT, one, np.array([awake]), seen_before(messages, i, joined)
-                )
+                seen = seen_before(messages, i, joined)
+                seen = dataclasses.replace(seen, **campaign) if i == len(past) else seen
+                chance = send_probabilities(PARAMETERS, CLIENT, one, np.array([awake]), seen)
                 chance_of[k, i, awake] = chance
                 if i < len(past) and not message.bounced:
                     known[k, i, awake] = likelihood(chance, message, (last.ts - message.ts) / 1e6, cdf)
@@ -195,7 +200,7 @@ def as_log(people: list[tuple[list[Message], int | None, int]]) -> Log:
 
 HISTORIES: list[tuple[list[Message], int | None, int]] = [
     (
-        [Message(0, opened=5000, clicked=5030, deleted=5060), Message(2, 1), Message(3, deleted=9000), Message(9)],
+        [Message(0, opened=5000, clicked=5030, deleted=5060), Message(2, 1), Message(3, deleted=9000), Message(8)],
         None,
         0,
     ),
@@ -215,11 +220,28 @@ def test_it_is_what_enumeration_gives(which: int) -> None:
     log = as_log(HISTORIES)
     wanted = log.kind == KIND["send"]
     found = observe(PARAMETERS, CLIENT, log, wanted, traits)[log.subscriber[wanted] == which]
-    last = observe(PARAMETERS, CLIENT, log, wanted, traits, Memory(sends=1))[log.subscriber[wanted] == which]
+    last = observe(PARAMETERS, CLIENT, log, wanted, traits, Knowledge(sends=1))[log.subscriber[wanted] == which]
     for i in range(len(messages)):
         np.testing.assert_allclose(found[i], by_enumeration(messages[: i + 1], traits, joined), rtol=1e-6)
         forgetful = by_enumeration(messages[: i + 1], traits, joined, max(i - 1, 0))
         np.testing.assert_allclose(last[i], forgetful, rtol=1e-6)
+
+
+def test_what_is_not_known_of_a_campaign_is_averaged_over() -> None:
+    messages, joined, _ = HISTORIES[2]
+    traits = draw_traits(np.arange(1, 4, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    traits = dataclasses.replace(traits, provider=np.full(3, 1, np.uint8))
+    log = as_log(HISTORIES)
+    wanted = (log.kind == KIND["send"]) & (log.subscriber == 2) & (log.ts == messages[-1].ts)
+    by_topic = [by_enumeration(messages, traits, joined, topic=np.array([t])) for t in range(6)]
+    qualities = np.linspace(-5, 5, 81)
+    by_quality = [by_enumeration(messages, traits, joined, quality=np.array([q])) for q in qualities]
+    density = np.exp(-(qualities**2) / 2)
+    found = [
+        observe(PARAMETERS, CLIENT, log, wanted, traits, Knowledge(topic=t, quality=not t))[0] for t in (False, True)
+    ]
+    np.testing.assert_allclose(found[0], np.mean(by_topic, axis=0), rtol=1e-6)
+    np.testing.assert_allclose(found[1], np.average(by_quality, axis=0, weights=density), rtol=1e-4)
 
 
 def test_particles_have_the_distribution_of_traits() -> None:
@@ -320,12 +342,14 @@ def test_it_is_calibrated(small: Simulated, ideal: np.ndarray) -> None:
 
 
 def test_knowing_more_is_better(small: Simulated, ideal: np.ndarray) -> None:
-    """The true probabilities beat it; it beats itself with less history."""
+    """The true probabilities beat it; it beats itself with less history, or not knowing what campaign comes."""
     ones = np.ones(len(ideal))
-    few, week, none = (looked(small, memory=m) for m in (Memory(sends=10), Memory(days=7), Memory(sends=0)))
+    less = (Knowledge(sends=10), Knowledge(days=7), Knowledge(sends=0), Knowledge(topic=False, quality=False))
+    few, week, none, blind = (looked(small, knowledge=use) for use in less)
     for i, name in enumerate(OUTCOMES):
         truth = small.truth[f"p_{name}"]
         measured = [expected_metrics(p, truth, ones) for p in (truth, ideal[:, i], few[:, i], none[:, i])]
+        assert expected_metrics(blind[:, i], truth, ones)["expected_pr_auc"] < measured[1]["expected_pr_auc"]  # type: ignore[operator]
         for metric, sign in (("expected_pr_auc", 1), ("expected_log_loss", -1)):
             values = [sign * (m[metric] or 0.0) for m in measured]
             assert values == sorted(values, reverse=True), (name, metric, values)

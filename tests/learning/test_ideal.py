@@ -15,7 +15,7 @@ from pipeline.demo import with_source
 from pipeline.errors import SourceError
 from pipeline.events.history import make_world
 from pipeline.events.ingest import ingest
-from pipeline.events.observer import OUTCOMES, Log, Memory, observe
+from pipeline.events.observer import OUTCOMES, Knowledge, Log, observe
 from pipeline.events.rows import KINDS, NO_CAMPAIGN
 from pipeline.events.simulate import MODEL_VERSION, simulate
 from pipeline.events.store import EventStore
@@ -59,7 +59,7 @@ def test_the_store_shows_it_what_the_raw_rows_do(tmp_path: Path, backend: Backen
     for name, p in found.items():
         np.testing.assert_array_equal(p[:-1], columns[name])
         assert np.isnan(p[-1])
-    forgetful = ideal_probabilities(store, config, "globex", asked, 120, Memory(sends=0))
+    forgetful = ideal_probabilities(store, config, "globex", asked, 120, Knowledge(sends=0))
     assert not np.allclose(forgetful["open"], expected[:, 0])
 
 
