@@ -4,6 +4,7 @@
     python -m bench.run rollup --events 2e6 --peers duckdb
     python -m bench.run scale --events 1e6,1e7,1e8,1e9 --limit 1200 --clean
     python -m bench.run train --help
+    python -m bench.run quality --help
 
 Every measurement is a process of its own. Rounds go over all engines in turn, each round beginning with another one, so
 that a slow minute of the machine hits all. Before each, off the clock and for all alike: imports, compilation and
@@ -281,6 +282,10 @@ def main(arguments: list[str] | None = None) -> int:
         from bench import scale
 
         return scale.main(arguments[1:])
+    if arguments[:1] == ["quality"]:
+        from bench import quality
+
+        return quality.main(arguments[1:])
     args = _parser().parse_args(arguments)
     args.data = args.data.resolve()
     every = len(args.workload) == len(workloads.WORKLOADS) + 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -172,8 +173,10 @@ class Backend:
             return xp.where(nan, 0.0, values), missing | nan, kind
         return values, missing, kind
 
-    def codes(self, series: Any, vocabulary: list[str]) -> Array:
+    def codes(self, series: Any, vocabulary: list[str], of: Callable[[str], str] = str) -> Array:
         """Each row's position in ``vocabulary``, int32[n]; -1 for nulls and for values not in it.
+
+        ``of``: what of a value is in the vocabulary.
 
         Categories are mapped, not rows, so the cost is that of one gather.
         """
@@ -183,7 +186,7 @@ class Backend:
         categories = series.cat.categories
         names = categories.to_arrow().to_pylist() if self.on_gpu else list(categories)
         position = {name: i for i, name in enumerate(vocabulary)}
-        lookup = np.array([position.get(name, -1) for name in names] + [-1], dtype=np.int32)
+        lookup = np.array([position.get(of(name), -1) for name in names] + [-1], dtype=np.int32)
         codes = series.cat.codes
         codes = codes.to_cupy() if self.on_gpu else codes.to_numpy()
         # cuDF's codes are unsigned in places; any code outside the categories is a null.

@@ -242,10 +242,18 @@ class Quality(Section):
         return names
 
 
+NETWORKS = ("logistic", "dense", "recurrent", "attention", "combined")  # see pipeline/learning/networks
+SEQUENTIAL = ("recurrent", "attention", "combined")  # those that read sequences
+SEQUENCE_LENGTH = 64  # where a network reads sequences and no length is given
+
+
 class Model(Section):
     """The network and how it is trained."""
 
+    kind: Literal["logistic", "dense", "recurrent", "attention", "combined", "auto"] = "dense"
+    budget: Annotated[int, Field(ge=1)] = 1_000_000  # auto: rows x epochs that each kind is tried with
     hidden: list[Annotated[int, Field(ge=1)]] = [64, 32]
+    units: Annotated[int, Field(ge=4, multiple_of=4)] = 32  # width of what reads a sequence
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     batch_size: Annotated[int, Field(ge=1)] = 4096
     epochs: Annotated[int, Field(ge=1)] = 20
@@ -288,7 +296,9 @@ class Sequences(Section):
     """The last events before each decision, beside the features."""
 
     length: Annotated[int, Field(ge=0)] = 0  # how many; 0: none
+    of: Literal["auto", "events", "exposures"] = "auto"  # auto: exposures and their answers, where a log has them
     campaigns: Annotated[int, Field(ge=0)] = 10_000  # the most frequent ones have a number of their own
+    families: Annotated[int, Field(ge=0, le=250)] = 250  # the same of their names without numbers
 
 
 class Rollup(Section):
@@ -359,6 +369,19 @@ class Config(Section):
         }
         return {**values, "decide": {**absent, **decide}}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _sequences_for_the_model(cls, values: Any) -> Any:
+        """A network that reads sequences has them without being told."""
+        if not isinstance(values, dict):
+            return values
+        model, sequences = values.get("model") or {}, values.get("sequences") or {}
+        if not isinstance(model, dict) or not isinstance(sequences, dict) or "length" in sequences:
+            return values
+        if model.get("kind") not in (*SEQUENTIAL, "auto"):
+            return values
+        return {**values, "sequences": {**sequences, "length": SEQUENCE_LENGTH}}
+
     @field_validator("windows")
     @classmethod
     def _ascending(cls, windows: list[int]) -> list[int]:
@@ -386,7 +409,12 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        decide = self.decide
+        kind, decide = self.model.kind, self.decide
+        if kind in SEQUENTIAL and not self.sequences.length:
+            raise ValueError(
+                f"model.kind is {kind}, which reads sequences, and sequences.length is 0: leave the length out "
+                f"(then it is {SEQUENCE_LENGTH}), or choose model.kind dense"
+            )
         for name in [n for n in (decide.hold_when, *decide.reward) if n]:
             if name not in self.outcomes:
                 raise ValueError(f"decide names the outcome {name!r}: {did_you_mean(name, self.outcomes)}")

@@ -45,8 +45,9 @@ def table(spec: FeatureSpec) -> list[str]:
     if spec.sequences is not None:
         length = spec.sequences.length
         for t in spec.sequences.tensors:
-            what = f"of each of the last {length} events before at: {t.definition}"
-            rows.append((f"sequence {t.name}", what, f"{t.dtype} x {length}", t.unit, "-"))
+            whose = "of the decision" if t.once else f"of each of the last {length} events before at"
+            many = "" if t.once else f" x {length}"
+            rows.append((f"sequence {t.name}", f"{whose}: {t.definition}", f"{t.dtype}{many}", t.unit, "-"))
     lines = _lines(rows)
     lines.insert(1, "-" * max(len(line) for line in lines))
     return [*lines, *(f"without {lacking}" for lacking in spec.absent)]

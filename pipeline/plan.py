@@ -133,8 +133,11 @@ def _table(config: Config, store: EventStore, client: str) -> list[str]:
         wide += wanted.width
     beside = ""
     if length := config.sequences.length:
-        names = ("any",) if config.sequences.campaigns else ()  # the vocabulary is found when training
-        spec = dataclasses.replace(spec, sequences=sequences.SequenceSpec.of(length, spec.kinds, names))
+        some = ("any",)  # the vocabularies are found when training
+        campaigns, families = (some if n else () for n in (config.sequences.campaigns, config.sequences.families))
+        exposed = sequences.exposures(spec, config.sequences.of)
+        made = sequences.SequenceSpec.of(length, spec.kinds, campaigns, families, some, *exposed)
+        spec = dataclasses.replace(spec, sequences=made)
         beside = f" and the last {length} events"
     size = points * row_bytes(spec, len(config.outcomes), wide) * config.model.downsample
     return [f"            {client}: up to {points:,} decisions of {wide} features{beside}, {size / 1e9:.2f} GB"]

@@ -31,6 +31,7 @@ from pipeline.decisions.value import backtest, expected_effect
 from pipeline.features.context import Context
 from pipeline.features.preparation import context_of, hourly
 from pipeline.features.samples import HOLDOUT, SampleRequest
+from pipeline.features.sequences import family
 from pipeline.features.spec import FeatureSpec
 from pipeline.features.table import feature_table, read_columns
 from pipeline.learning.truth import true_probabilities
@@ -180,10 +181,12 @@ def score(
     requests = [request]
     if planned is not None:
         # A planned send is due to whoever is in the plan, however long ago their last event was.
-        # What is known of a campaign counts, so each hour is computed once for each campaign that is known.
+        # What is known of a campaign, or of its family, counts: each hour is computed once for each that is known.
         named = set(context.names["campaign"]) if context is not None else set()
+        families = spec.sequences.families if spec.sequences is not None else ()
+        known = {c for c in planned["campaign"].dropna().unique() if c in named or family(c) in families}
         whose = [
-            (hour, c if c in named else None) for hour, c in zip(planned["hour"], planned["campaign"], strict=True)
+            (hour, c if c in known else None) for hour, c in zip(planned["hour"], planned["campaign"], strict=True)
         ]
         pairs = {pair: i for i, pair in enumerate(dict.fromkeys(whose))}
         planned = planned.assign(asked=[pairs[pair] for pair in whose])

@@ -24,7 +24,7 @@ from pipeline.features.trailing import DAY, HOUR, UNKNOWN, ContextSpec, Counts, 
 
 RECURRING = 0.01  # share of deliveries; below it a campaign's history says nothing, to training least of all
 BLOCK = 1 << 16  # points at a time: the sums are wider than the features
-_MASK = 0x5EED_C0
+MASK = 0x5EED_C0  # what the choice of masked rows hangs on
 
 
 def define(config: Config, spec: FeatureSpec) -> ContextSpec | None:
@@ -125,7 +125,7 @@ class Context:
             planned = names.index(request.campaign) if request.campaign in names else UNKNOWN
             return xp.full(len(points), planned, dtype=xp.int64)
         code = part.backend.codes(events["campaign"], names)[points.row].astype(xp.int64)
-        return xp.where((split == TRAIN) & hashed_share(xp, self.spec.masked, _MASK, key, points.at), UNKNOWN, code)
+        return xp.where((split == TRAIN) & hashed_share(xp, self.spec.masked, MASK, key, points.at), UNKNOWN, code)
 
     def write(
         self, part: Partition, spec: FeatureSpec, seg: Array, at: Array, campaign: Array, timezone: str, out: Array

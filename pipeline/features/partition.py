@@ -6,14 +6,13 @@ Where the backend has a compiled twin of a kernel, the twin runs; the answers ar
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.backend import Array, Backend, Frame
 from pipeline.errors import DataError
 from pipeline.features import kernels
-from pipeline.features.sequences import ids
+from pipeline.features.sequences import SequenceSpec, family, ids
 
 NEVER = -(1 << 62)
 
@@ -26,8 +25,8 @@ class Partition:
     same with machine events taken out (the same array where none are flagged). ``starts``: int64[S+1]; ``seg``:
     int64[n]. ``campaign``: int32[n], -1 for null, codes of this partition alone. ``value``: int64[n], micro-units.
     ``ingested``: int64[n], when each row arrived. ``provider``: int32[n], position in a vocabulary, its length for a
-    provider that is not in it, -1 for null. ``campaign_id``: int64[n], see ``sequences.ids``. ``frame``: the events
-    themselves, for features of the user's own.
+    provider that is not in it, -1 for null. ``campaign_id``, ``family_id``, ``provider_id``: int64[n], see
+    ``sequences.ids``. ``frame``: the events themselves, for features of the user's own.
     """
 
     backend: Backend
@@ -43,6 +42,8 @@ class Partition:
     ingested: Array | None = None
     provider: Array | None = None
     campaign_id: Array | None = None
+    family_id: Array | None = None
+    provider_id: Array | None = None
     frame: Frame | None = None
 
     @property
@@ -106,14 +107,14 @@ def partition_arrays(
     value: bool,
     ingested: bool = False,
     providers: list[str] | None = None,
-    campaigns: Sequence[str] | None = None,
+    sequences: SequenceSpec | None = None,
 ) -> Partition:
     """The arrays of a canonical event frame; no copy of the key and the time.
 
     Args:
         frame: index ``subscriber_key``, columns ``ts``, ``event`` and, where asked for and there, campaign and value;
             ``ingested_at`` where asked for.
-        providers, campaigns: the vocabularies of ``provider`` and ``campaign_id``, where those are asked for.
+        providers: the vocabulary of ``provider``; sequences: has those of the ids; where those are asked for.
     Raises:
         DataError: the rows are not sorted by (subscriber_key, ts), or a column holds nulls.
     """
@@ -144,10 +145,21 @@ def partition_arrays(
         code = backend.codes(frame["provider"], providers)
         named = frame["provider"].notna()
         part.provider = xp.where((code < 0) & backend.column(named), len(providers), code)
-    if campaigns:
-        if "campaign" not in frame.columns:
-            raise DataError("sequences have campaigns, but the log has none; map source.columns.campaign")
-        part.campaign_id = ids(backend, frame["campaign"], campaigns)
+    if sequences is not None:
+        _number(part, frame, sequences)
     if ingested:
         part.ingested = backend.column(frame["ingested_at"])
     return part
+
+
+def _number(part: Partition, frame: Frame, spec: SequenceSpec) -> None:
+    """The ids of each event's campaign, family and provider, by the vocabularies that there are."""
+    for name, vocabulary in (("campaign", [*spec.campaigns, *spec.families]), ("provider", spec.providers)):
+        if vocabulary and name not in frame.columns:
+            raise DataError(f"sequences have {name}s, but the log has none; map source.columns.{name}")
+    if spec.campaigns:
+        part.campaign_id = ids(part.backend, frame["campaign"], spec.campaigns)
+    if spec.families:
+        part.family_id = ids(part.backend, frame["campaign"], spec.families, family)
+    if spec.providers:
+        part.provider_id = ids(part.backend, frame["provider"], spec.providers)

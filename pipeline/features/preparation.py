@@ -48,7 +48,7 @@ def specify(
     """
     spec = FeatureSpec.from_config(config, store.kinds(client))
     if config.sequences.length:
-        spec = _with_sequences(spec, config, _campaigns(store, client, config, request, rollup, partitions))
+        spec = _with_sequences(spec, store, client, config, request, rollup, partitions)
     wanted = define(config, spec)
     if wanted is None:
         return spec, None
@@ -58,32 +58,44 @@ def specify(
     return spec, Context.of(spec.context, counts, request.as_of, request.timezone)
 
 
-def _with_sequences(spec: FeatureSpec, config: Config, campaigns: tuple[str, ...]) -> FeatureSpec:
-    made = SequenceSpec.of(config.sequences.length, spec.kinds, campaigns)
-    lacking = "campaigns in sequences: the log has none before the validation (source.columns.campaign)"
-    absent = (lacking,) if config.sequences.campaigns and not campaigns else ()
-    return replace(spec, sequences=made, absent=(*spec.absent, *absent))
-
-
-def _campaigns(
+def _with_sequences(
+    spec: FeatureSpec,
     store: Any,
     client: str,
     config: Config,
     request: SampleRequest,
     rollup: pd.DataFrame | None,
     partitions: int | None,
-) -> tuple[str, ...]:
-    """The vocabulary of sequences: of what training learns from, so that a later campaign is another one there too."""
-    until, zone, size = request.bounds()["train_end"], request.timezone, config.sequences.campaigns
-    if not size or "campaign" not in store.columns:
-        return ()
+) -> FeatureSpec:
+    settings = config.sequences
+    counts = _named(store, client, request, rollup, partitions)
+    families = sequences.frequent(sequences.by_family(counts["campaign"]), settings.families)
+    campaigns = sequences.frequent(counts["campaign"], settings.campaigns)
+    providers = sequences.frequent(counts["provider"], sequences.PROVIDERS)
+    exposure, answers = sequences.exposures(spec, settings.of)
+    made = SequenceSpec.of(settings.length, spec.kinds, campaigns, families, providers, exposure, answers)
+    lacking = "campaigns in sequences: the log has none before the validation (source.columns.campaign)"
+    absent = (lacking,) if settings.campaigns and not campaigns else ()
+    return replace(spec, sequences=made, absent=(*spec.absent, *absent))
+
+
+def _named(
+    store: Any, client: str, request: SampleRequest, rollup: pd.DataFrame | None, partitions: int | None
+) -> dict[str, dict[str, int]]:
+    """Events by campaign and by provider of what training learns from, so that a later one is another one there too."""
+    until, zone = request.bounds()["train_end"], request.timezone
+    there = [name for name in ("campaign", "provider") if name in store.columns]
+    found: dict[str, Counter[str]] = {"campaign": Counter(), "provider": Counter()}
     if rollup is not None and request.as_known_at is None:
-        return sequences.frequent(sequences.rolled_campaigns(rollup, until, zone), size)
-    total: Counter[str] = Counter()
-    one = partial(sequences.campaign_events, until=until, timezone=zone)
-    for found in _of_partitions(store, client, ["ts", "campaign"], request, partitions, one):
-        total.update(found)
-    return sequences.frequent(total, size)
+        return {name: sequences.rolled_events(rollup, name, until, zone) for name in found}
+
+    def one(events: Frame) -> dict[str, dict[str, int]]:
+        return {name: sequences.named_events(events, name, until, zone) for name in there}
+
+    for part in _of_partitions(store, client, ["ts", *there], request, partitions, one) if there else ():
+        for name, counts in part.items():
+            found[name].update(counts)
+    return {name: dict(counts) for name, counts in found.items()}
 
 
 def context_of(

@@ -77,11 +77,13 @@ class FeatureSpec:
     def columns(self) -> tuple[str, ...]:
         """The columns of the log that built-in features take, beside key, time, kind and machine."""
         levels = self.context.levels if self.context else ()
-        listed = self.sequences is not None and bool(self.sequences.campaigns)
+        named = self.sequences
         ops = {f.op for f in self.features}
         read = {
-            "campaign": "campaign" in levels or "campaigns" in ops or listed,
-            "provider": "provider" in levels,
+            "campaign": "campaign" in levels
+            or "campaigns" in ops
+            or (named is not None and bool(named.campaigns or named.families)),
+            "provider": "provider" in levels or (named is not None and bool(named.providers)),
             "value": "value" in ops,
         }
         return tuple(name for name, wanted in read.items() if wanted)

@@ -15,12 +15,13 @@ from typing import Any
 from pipeline.backend import Array, Backend, Frame, backend_of
 from pipeline.errors import DataError
 from pipeline.features import own, samples, windows
-from pipeline.features.context import Context
+from pipeline.features.context import MASK, Context
+from pipeline.features.kernels import hashed_share
 from pipeline.features.knowledge import corrections
 from pipeline.features.partition import Partition, partition_arrays
 from pipeline.features.preparation import context_of
 from pipeline.features.samples import SampleRequest
-from pipeline.features.sequences import write_sequences
+from pipeline.features.sequences import MASKED, decided, write_sequences
 from pipeline.features.spec import FeatureSpec
 
 
@@ -74,16 +75,17 @@ def feature_table(
     xp = backend.xp
     events = _visible(events, request, backend)
     ops = {f.op for f in spec.features}
+    answered = spec.sequences is not None and bool(spec.sequences.answers)
     vocabulary = list(dict.fromkeys([*spec.kinds, *request.kinds]))
     part = partition_arrays(
         events,
         vocabulary,
         backend,
-        campaign=any(h.match for h in request.heads) or "campaigns" in ops,
+        campaign=any(h.match for h in request.heads) or "campaigns" in ops or answered,
         value=any(h.sum for h in request.heads) or "value" in ops,
         ingested=request.per_decision,
         providers=None if context is None else context.names["provider"],
-        campaigns=None if spec.sequences is None else spec.sequences.campaigns,
+        sequences=spec.sequences,
     )
     if "own" in ops:
         part.frame = events
@@ -106,13 +108,14 @@ def feature_table(
             key, y, mask, weight, split = key[rows], y[rows], mask[rows], weight[rows], split[rows]
     X, sequences = _empty(backend, spec, len(points))
     campaign = None if context is None else context.campaigns(part, events, points, request, key, split)
-    _write(part, spec, request, context, points.seg, points.at, campaign, X, sequences)
+    family = _families(part, spec, request, points, key, split)
+    _write(part, spec, request, context, points.seg, points.at, campaign, family, X, sequences)
     late = 0
     if request.per_decision:
         for which, past, seg in corrections(part, points.seg, points.at):
             known_X, known_sequences = _empty(backend, spec, len(which))
-            whose = None if campaign is None else campaign[which]
-            _write(past, spec, request, context, seg, points.at[which], whose, known_X, known_sequences)
+            whose, alike = (None if of is None else of[which] for of in (campaign, family))
+            _write(past, spec, request, context, seg, points.at[which], whose, alike, known_X, known_sequences)
             X[which] = known_X
             for name, array in known_sequences.items():
                 sequences[name][which] = array
@@ -147,6 +150,7 @@ def _write(
     seg: Array,
     at: Array,
     campaign: Array | None,
+    family: Array | None,
     out: Array,
     sequences: dict[str, Array],
 ) -> None:
@@ -155,7 +159,17 @@ def _write(
     if context is not None and campaign is not None:
         context.write(part, spec, seg, at, campaign, request.timezone, out)
     if spec.sequences is not None:
-        write_sequences(part, spec, seg, at, request.timezone, sequences)
+        write_sequences(part, spec, seg, at, request.timezone, sequences, family)
+
+
+def _families(
+    part: Partition, spec: FeatureSpec, request: SampleRequest, points: samples.Points, key: Array, split: Array
+) -> Array | None:
+    """The family of the campaign that each point decides about, masked in the rows that the context masks."""
+    if spec.sequences is None:
+        return None
+    hidden = (split == samples.TRAIN) & hashed_share(part.xp, MASKED, MASK, key, points.at)
+    return decided(part, spec.sequences, points.row, request.campaign, hidden)
 
 
 def read_columns(store: Any, client: str, spec: FeatureSpec, request: SampleRequest) -> list[str]:

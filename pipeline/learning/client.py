@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,14 +68,15 @@ def train_client(
     from pipeline.learning.baselines import baselines
     from pipeline.learning.evaluate import evaluate
     from pipeline.learning.rows import select
-    from pipeline.learning.train import train
+    from pipeline.learning.selection import selected, train_selected
 
     table = training_table(store, client, config, backend, as_of, rollups)
     rows, valid, holdout = (select(table, split) for split in (TRAIN, VALIDATION, HOLDOUT))
     if not len(rows):
         raise TooLittleError(_too_short(store, client, config, as_of))
     with Progress(f"train {client}", len(rows) * config.model.epochs, "samples") as progress:
-        model = train(rows, valid, networks.heads_of(config), config.model, progress)
+        heads = networks.heads_of(config)
+        model = train_selected(rows, valid, heads, config.model, progress, table.spec.sequences)
     p = model.predict(table.X, holdout.index, sequences=table.sequences)
     ideal, unknown = _ideal(store, config, client, model, table, holdout, backend)
     metrics = evaluate(
@@ -90,12 +91,18 @@ def train_client(
         references=None if ideal is None else {"ideal": ideal},
         notes=model.notes,
     )
+    spec = table.spec
+    if model.selection is not None and not model.network.inputs:
+        spec = replace(spec, sequences=None)  # they were there for kinds that were not chosen
     end = np.datetime_as_string(np.datetime64(as_of, "us"), timezone="UTC")
     version = registry.save_version(
-        models, client, model, table.spec, config, metrics, snapshot=store.version(), as_of=str(end)
+        models, client, model, spec, config, metrics, snapshot=store.version(), as_of=str(end)
     )
-    line = f"{len(table):,} decision points, {len(table.spec)} features, best epoch {model.best_epoch}, "
+    line = f"{len(table):,} decision points, {len(spec)} features, {model.network.architecture.kind}, "
+    line += f"best epoch {model.best_epoch}, "
     line += f"{model.samples_per_second:,.0f} samples/s; " + "; ".join(_headline(n, m) for n, m in metrics.items())
+    if model.selection is not None:
+        line += f"; {selected(model.selection)}"
     split = describe(SampleRequest.from_config(config, client, as_of, "train"))
     if table.counts.get("knew_less"):
         split += f"; {table.counts['knew_less']:,} decision points are without events that arrived after them"

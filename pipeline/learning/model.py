@@ -12,15 +12,19 @@ from pipeline.backend import Array, backend_of
 from pipeline.errors import ModelError
 from pipeline.learning import models
 from pipeline.learning.labels import Label
-from pipeline.learning.models import Architecture, Head, Network
-from pipeline.learning.resident import BLOCK, blocks, cut
+from pipeline.learning.models import BLOCK, Architecture, Head, Network
+from pipeline.learning.resident import blocks, cut
 from pipeline.learning.rows import needed
 from pipeline.learning.tensors import aligned, shards, tensor, tf, to_array
 
 
 @dataclass
 class TrainedModel:
-    """A network, what it was taught, and how that went. ``history``: one dict an epoch: loss, validation, seconds."""
+    """A network, what it was taught, and how that went.
+
+    ``history``: one dict an epoch: loss, validation, seconds. ``selection``: what ``model.kind: auto`` tried, see
+    ``selection.py``; None where the kind was given.
+    """
 
     network: Network
     labels: list[Label]
@@ -29,6 +33,7 @@ class TrainedModel:
     seconds: float = 0.0
     samples_per_second: float = 0.0
     batch: int = 0
+    selection: dict[str, Any] | None = None
     _forward: Any = None
 
     @property
@@ -49,14 +54,14 @@ class TrainedModel:
         self,
         X: Array,
         index: Array | None = None,
-        batch: int = BLOCK,
+        batch: int | None = None,
         sequences: Mapping[str, Array] | None = None,
     ) -> Array:
         """Each head's probability or expected value, float32[m, H], on the device of X.
 
         Args:
             X: float32[n, F]. index: int64[m], the wanted rows in order; all where None.
-            batch: rows at once; bounds memory, changes nothing else beyond rounding.
+            batch: rows at once, as fits the network where None; bounds memory, changes nothing else beyond rounding.
             sequences: [n, L] each, as ``FeatureTable.sequences``; those that the network takes must be there.
         Raises:
             ModelError: X has another number of features than the model, or a sequence tensor is missing.
@@ -67,7 +72,7 @@ class TrainedModel:
         taken = needed(sequences, self.network.inputs)
         n = len(X) if index is None else len(index)
         out = backend.empty_aligned((n, len(self.heads)), np.float32)
-        for start, chosen in blocks(n, index, batch):
+        for start, chosen in blocks(n, index, batch or self.network.block):
             inputs = {"features": tensor(aligned(X[chosen]))}
             inputs |= {name: tensor(aligned(array[chosen], array.dtype)) for name, array in taken.items()}
             if self._forward is None:
@@ -89,7 +94,7 @@ class TrainedModel:
 
     def training(self) -> dict[str, Any]:
         """How the training went, as plain values."""
-        names = ("seconds", "samples_per_second", "batch", "best_epoch", "history")
+        names = ("seconds", "samples_per_second", "batch", "best_epoch", "history", "selection")
         return {name: getattr(self, name) for name in names}
 
     @classmethod

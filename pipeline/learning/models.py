@@ -14,10 +14,14 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.config import Config
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, did_you_mean
+from pipeline.features.sequences import SequenceSpec
+from pipeline.learning import networks
 from pipeline.learning.tensors import configure, keras, tf
 
 ABSENT = -1e9  # the encoded target of a value head where the value is not positive
+BLOCK = 65_536  # rows at once where nothing is trained
+TOKENS = 1 << 24  # numbers, of one tensor inside a network
 CLIP = 8.0  # standard deviations; further out, a feature says no more
 MU_LIMIT, SIGMA_FLOOR, SIGMA_LIMIT = 6.0, 0.05, 3.0  # of standardised log values
 
@@ -35,13 +39,38 @@ class Head:
 
 
 @dataclass(frozen=True)
+class HistoryTensor:
+    """A tensor that a network takes beside the features: [n, length] of a dtype; ``ids``: how many numbers of names
+    there are in it, 0 where it holds none; ``once``: it is of the decision itself."""
+
+    name: str
+    dtype: str
+    length: int
+    ids: int = 0
+    once: bool = False
+
+
+@dataclass(frozen=True)
 class Architecture:
-    """Everything needed to build a network but its weights. ``hidden`` empty: logistic regression."""
+    """Everything needed to build a network but its weights.
+
+    ``kind``: one of ``networks.KINDS``; ``hidden``: widths of its hidden layers; ``units``: of what it reads a history
+    with; ``history``: the tensors that it takes beside the features, none of a network without.
+    """
 
     features: int
     heads: tuple[Head, ...]
     hidden: tuple[int, ...] = ()
     dropout: float = 0.0
+    kind: str = "dense"
+    units: int = 32
+    history: tuple[HistoryTensor, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in networks.KINDS:
+            raise ModelError(f"there is no model kind {self.kind!r}; {did_you_mean(self.kind, networks.KINDS)}")
+        if self.kind in networks.SEQUENTIAL and not self.history:
+            raise ModelError(f"a {self.kind} model reads sequences, and there are none: set sequences.length")
 
     def columns(self, h: int) -> slice:
         """The raw output columns of head h."""
@@ -61,13 +90,23 @@ class Architecture:
         try:
             heads = tuple(Head(str(h["name"]), h["kind"]) for h in values["heads"])
             hidden = tuple(int(u) for u in values["hidden"])
-            made = cls(int(values["features"]), heads, hidden, float(values["dropout"]))
+            history = tuple(HistoryTensor(**tensor) for tensor in values.get("history", ()))
+            kind, units = values.get("kind", "dense"), int(values.get("units", 32))
+            made = cls(int(values["features"]), heads, hidden, float(values["dropout"]), kind, units, history)
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"the model's architecture cannot be read ({error!r}); train again") from None
         kinds = {head.kind for head in heads}
-        if made.features < 1 or not heads or any(units < 1 for units in hidden) or kinds - {"binary", "value"}:
+        sizes = [made.features, made.units, *hidden, *(t.length for t in history)]
+        if not heads or any(units < 1 for units in sizes) or kinds - {"binary", "value"}:
             raise ModelError(f"the model's architecture {values} is not one this version can build; train again")
         return made
+
+
+def history_of(kind: str, sequences: SequenceSpec | None) -> tuple[HistoryTensor, ...]:
+    """What a network of this kind takes of a specification's sequences."""
+    if kind not in networks.SEQUENTIAL or sequences is None:
+        return ()
+    return tuple(HistoryTensor(t.name, t.dtype, sequences.width(t), t.ids, t.once) for t in sequences.tensors)
 
 
 def heads_of(config: Config) -> tuple[Head, ...]:
@@ -106,6 +145,12 @@ class Network:
     body: Any
     inputs: tuple[str, ...] = ()
 
+    @property
+    def block(self) -> int:
+        """Rows at once where nothing is trained: what a history becomes inside takes far more room than itself."""
+        read = max((t.length for t in self.architecture.history), default=0) * self.architecture.units
+        return BLOCK if not read else max(min(BLOCK, TOKENS // read), 256)
+
     def raw(self, inputs: dict[str, Any]) -> Any:
         """The outputs, float32[n, W], of inputs whose features are not normalised yet; nothing is trained."""
         return self.body({**inputs, "features": self.normalise(inputs["features"])}, training=False)
@@ -131,27 +176,12 @@ class Network:
 
 
 def build(architecture: Architecture, seed: int = 0) -> Network:
-    """A network with fresh weights, the same for the same seed.
-
-    The hidden layers see the normalised features; the outputs see the last hidden layer and the features themselves
-    (wide and deep: Cheng et al. 2016), starting at zero, so that training starts at the base rate.
-    """
+    """A network with fresh weights, the same for the same seed."""
     configure()
-    inputs = keras.Input((architecture.features,), dtype="float32", name="features")
-    layer = inputs
-    for i, units in enumerate(architecture.hidden):
-        initial = keras.initializers.HeNormal(seed=seed * 1000 + i)
-        layer = keras.layers.Dense(units, "relu", kernel_initializer=initial, name=f"hidden{i}")(layer)
-        if architecture.dropout:
-            layer = keras.layers.Dropout(architecture.dropout, seed=seed * 1000 + 500 + i, name=f"dropout{i}")(layer)
-    width = architecture.width
-    outputs = keras.layers.Dense(width, kernel_initializer="zeros", name="heads")(layer)
-    if architecture.hidden:
-        wide = keras.layers.Dense(width, use_bias=False, kernel_initializer="zeros", name="wide")(inputs)
-        outputs = keras.layers.Add(name="outputs")([outputs, wide])
+    body = networks.body(architecture, seed)
     normalise = Normalise(name="normalise")
     normalise.build((None, architecture.features))
-    return Network(architecture, normalise, keras.Model({"features": inputs}, outputs, name="body"))
+    return Network(architecture, normalise, body, tuple(t.name for t in architecture.history))
 
 
 def encode(y: Any, architecture: Architecture, value_scale: Any) -> Any:

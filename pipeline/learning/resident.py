@@ -11,11 +11,9 @@ import numpy as np
 
 from pipeline.backend import Array, backend_of
 from pipeline.learning import models
-from pipeline.learning.models import Network
+from pipeline.learning.models import BLOCK, Network
 from pipeline.learning.rows import Rows, needed
 from pipeline.learning.tensors import aligned, tensor, tf, to_array
-
-BLOCK = 65_536  # rows at once where nothing is trained
 
 
 @dataclass

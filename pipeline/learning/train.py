@@ -14,6 +14,7 @@ from typing import Any
 from pipeline import config
 from pipeline.backend import backend_of
 from pipeline.errors import ModelError
+from pipeline.features.sequences import SequenceSpec
 from pipeline.learning import models
 from pipeline.learning.labels import Label, describe
 from pipeline.learning.model import TrainedModel
@@ -31,6 +32,7 @@ def train(
     heads: Sequence[Head],
     settings: config.Model,
     progress: Any = None,
+    sequences: SequenceSpec | None = None,
 ) -> TrainedModel:
     """A network fitted to ``rows``, stopped when ``valid`` no longer improves, its best weights restored.
 
@@ -39,8 +41,9 @@ def train(
             takes its place.
         heads: of the columns of y, in order. A head with fewer than ``settings.minimum_positives`` positive rows, or
             of one class only, is not learned: it predicts its base rate, and ``notes`` says so.
-        settings: the network and how it is trained; ``hidden: []`` is logistic regression.
+        settings: the network and how it is trained; its ``kind`` is not auto, see ``selection.py``.
         progress: a Progress to advance by the rows of each epoch.
+        sequences: what the rows' sequences are, for a network that reads them.
     Raises:
         ModelError: no rows at all, another number of heads than columns of y, or the network takes a sequence tensor
             that the rows do not have.
@@ -52,8 +55,7 @@ def train(
         raise ModelError("there are no training rows: shorten the horizons or split.holdout, or add history")
     started = time.perf_counter()
     labels = [describe(rows, h, head, settings.minimum_positives) for h, head in enumerate(heads)]
-    architecture = Architecture(rows.X.shape[1], tuple(heads), tuple(settings.hidden), settings.dropout)
-    network = models.build(architecture, settings.seed)
+    network = models.build(architecture(rows.X.shape[1], heads, settings, sequences), settings.seed)
     needed(rows.sequences, network.inputs)
     set_initial_bias(network, labels)
     fit_normalisation(network.normalise, rows)
@@ -65,6 +67,25 @@ def train(
         _smear(model, rows)
     model.seconds = time.perf_counter() - started
     return model
+
+
+def architecture(
+    features: int, heads: Sequence[Head], settings: config.Model, sequences: SequenceSpec | None
+) -> Architecture:
+    """The network that the settings ask for.
+
+    Raises:
+        ModelError: it reads sequences, and there are none.
+    """
+    return Architecture(
+        features,
+        tuple(heads),
+        () if settings.kind == "logistic" else tuple(settings.hidden),
+        settings.dropout,
+        settings.kind,
+        settings.units,
+        models.history_of(settings.kind, sequences),
+    )
 
 
 def set_initial_bias(network: Network, labels: Sequence[Label]) -> None:

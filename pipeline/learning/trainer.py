@@ -17,7 +17,8 @@ from pipeline.backend import backend_of
 from pipeline.learning import models
 from pipeline.learning.labels import base_loss
 from pipeline.learning.model import TrainedModel
-from pipeline.learning.resident import BLOCK, cut, resident
+from pipeline.learning.models import BLOCK
+from pipeline.learning.resident import cut, resident
 from pipeline.learning.rows import Rows
 from pipeline.learning.tensors import keras, permutation, shards, tf
 
@@ -113,8 +114,9 @@ class Trainer:
     def score(self) -> float:
         """The validation loss over the loss at the base rate, averaged over the learned heads; below 1 is better."""
         total = np.zeros(len(self.model.heads))
-        for start in range(0, len(self.valid), BLOCK):
-            total += self.validate(self.valid.block(start, BLOCK)).numpy().astype(np.float64)
+        rows = self.model.network.block
+        for start in range(0, len(self.valid), rows):
+            total += self.validate(self.valid.block(start, rows)).numpy().astype(np.float64)
         used = (self.loss_weights > 0) & (self.valid.totals > 0)
         return float(np.mean(total[used] / self.valid.totals[used] / self.base[used]))
 

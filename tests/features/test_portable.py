@@ -63,8 +63,8 @@ class StrictBackend(Backend):
     def column(self, series: Any) -> Any:
         return super().column(series).view(StrictArray)
 
-    def codes(self, series: Any, vocabulary: list[str]) -> Any:
-        return choose("cpu").codes(series, vocabulary).view(StrictArray)
+    def codes(self, series: Any, vocabulary: list[str], of: Any = str) -> Any:
+        return choose("cpu").codes(series, vocabulary, of).view(StrictArray)
 
     def empty_aligned(self, shape: tuple[int, ...], dtype: Any) -> Any:
         return super().empty_aligned(shape, dtype).view(StrictArray)

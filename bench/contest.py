@@ -1,0 +1,172 @@
+"""One seed of bench/quality.py: a log, each client's table, what each contestant learns of it and how good that is."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+import numpy as np
+
+from pipeline.config import NETWORKS
+
+KEPT = (
+    *("rows", "positives", "base_rate", "roc_auc", "pr_auc", "normalized_entropy", "expected_over_observed"),
+    *("expected_pr_auc", "expected_roc_auc", "expected_log_loss"),
+)
+
+
+def measure(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
+    """Every contestant's metrics of one seed: a row for each client, contestant and head."""
+    from pipeline import config, stages
+    from pipeline.backend import choose
+    from pipeline.demo import with_source
+    from pipeline.events.store import EventStore
+
+    home = str(options.data / f"quality-{options.events}")
+    changes = [f"name=seed-{seed}", f"runs={home}", f"simulate.events={options.events}", f"simulate.seed={seed}"]
+    changes += [f"model.seed={seed}", f"sequences.length={options.length}", *options.options]
+    settings = config.load(None, changes)
+    stages.run(settings, "rollup")
+    settings = with_source(settings)
+    store = EventStore(settings.store_uri, choose(settings.backend))
+    rows = []
+    for client in store.clients()[: options.clients]:
+        rows += Contest(store, client, settings, options).rows()
+    return [{"seed": seed, **row} for row in rows]
+
+
+class Contest:
+    """One client's table, what contestants learn from it, and how they are measured."""
+
+    def __init__(self, store: Any, client: str, settings: Any, options: argparse.Namespace) -> None:
+        from pipeline.features.samples import HOLDOUT, TRAIN, VALIDATION
+        from pipeline.learning import client as clients
+        from pipeline.learning.models import heads_of
+        from pipeline.learning.rows import select
+        from pipeline.stages import end_of_data
+
+        self.client, self.settings, self.options, self.backend = client, settings, options, store.backend
+        began, as_of = time.perf_counter(), end_of_data(settings, store, client)
+        self.table = clients.training_table(store, client, settings, self.backend, as_of, settings.run_dir / "rollups")
+        self.learned, self.valid, self.holdout = (select(self.table, s) for s in (TRAIN, VALIDATION, HOLDOUT))
+        self.heads, seconds = heads_of(settings), time.perf_counter() - began
+        size = f"{len(self.learned):,} rows of {self.table.X.shape[1]} features"
+        print(f"{client}: {size} to learn from, made in {seconds:.0f} s", flush=True)
+        self.truth, self.ideal = self.ceilings(store)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each contestant and head, and for what stands beside them."""
+        found, beside = [], {}
+        for name in self.options.kinds:
+            began = time.perf_counter()
+            p, about = self.network(name) if name in (*NETWORKS, "auto") else self.peer(name)
+            seconds = time.perf_counter() - began
+            beside = self.metrics(p)
+            print(f"    {name} in {seconds:.0f} s", flush=True)
+            found += [self.row(name, head, m, {"seconds": seconds, **about}) for head, m in beside.items()]
+        for name in ("truth", "ideal"):
+            found += [self.row(name, head, m[name], {}) for head, m in beside.items() if name in m]
+        return found
+
+    def network(self, kind: str) -> tuple[np.ndarray, dict[str, Any]]:
+        """A network's predictions of the hold-out, and how its training went."""
+        from pipeline.learning.selection import train_selected
+
+        settings = self.settings.model.model_copy(update={"kind": kind})
+        spec = self.table.spec.sequences
+        model = train_selected(self.learned, self.valid, self.heads, settings, sequences=spec)
+        p = model.predict(self.table.X, self.holdout.index, sequences=self.table.sequences)
+        about: dict[str, Any] = {"epochs": len(model.history), "samples_per_second": round(model.samples_per_second)}
+        if model.selection is not None:
+            about |= {"chosen": model.selection["kind"], "validation": model.selection["scores"]}
+        return p, about
+
+    def peer(self, name: str) -> tuple[np.ndarray, dict[str, Any]]:
+        """What somebody would use instead, its predictions of the hold-out."""
+        from pipeline.learning.baselines import baselines
+
+        seed = self.settings.model.seed
+        if name == "boosting":
+            return boosting(self.learned, self.valid, self.holdout, self.heads, self.options.trials, seed)
+        found = baselines(self.untrained(), self.learned, self.holdout, seed)
+        return found["logistic" if name == "regression" else name], {}
+
+    def untrained(self) -> Any:
+        """A model of which only the labels and the normalisation are used."""
+        from pipeline.learning.labels import describe
+        from pipeline.learning.model import TrainedModel
+        from pipeline.learning.models import Architecture, build
+        from pipeline.learning.normalisation import fit_normalisation
+
+        network = build(Architecture(self.table.X.shape[1], self.heads))
+        fit_normalisation(network.normalise, self.learned)
+        return TrainedModel(network, [describe(self.learned, h, head, 1) for h, head in enumerate(self.heads)])
+
+    def ceilings(self, store: Any) -> tuple[np.ndarray, np.ndarray]:
+        """The true probabilities of the hold-out and those of the ideal observer, float64[m, H] each."""
+        from pipeline.learning.ideal import ideal_probabilities
+        from pipeline.learning.truth import true_probabilities
+
+        column = self.backend.column(self.table.keys["event_id"])
+        ids = self.backend.to_host(column[self.holdout.index])
+        known = [true_probabilities(self.settings, self.client, ids)]
+        known.append(ideal_probabilities(store, self.settings, self.client, ids))
+        nothing = np.full(len(ids), np.nan)
+        truth, ideal = (np.stack([k.get(head.name, nothing) for head in self.heads], axis=1) for k in known)
+        return truth, ideal
+
+    def metrics(self, p: np.ndarray) -> dict[str, dict[str, Any]]:
+        from pipeline.learning.evaluate import evaluate
+
+        y, mask, weight = (self.holdout.take(name) for name in ("y", "mask", "weight"))
+        return evaluate(p, y, mask, weight, self.heads, truth=self.truth, references={"ideal": self.ideal})
+
+    def row(self, name: str, head: str, metrics: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
+        """What is kept of one contestant's metrics of one head."""
+        kept = {k: metrics[k] for k in KEPT if k in metrics}
+        row = {"client": self.client, "model": name, "head": head, **kept}
+        if metrics.get("deciles"):
+            row["top_decile"] = metrics["deciles"][0]["expected_over_observed"]
+        return row | about
+
+
+def boosting(
+    rows: Any, valid: Any, holdout: Any, heads: Any, trials: int, seed: int
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """HistGradientBoosting, the best of so many settings for each head: float64[m, H], and the settings chosen."""
+    from sklearn.metrics import log_loss
+
+    rng = np.random.default_rng(seed)
+    tried = [
+        {
+            "learning_rate": float(np.exp(rng.uniform(np.log(0.03), np.log(0.2)))),
+            "max_leaf_nodes": int(rng.choice([7, 15, 31, 63])),
+            "min_samples_leaf": int(rng.choice([20, 100, 400])),
+            "l2_regularization": float(rng.choice([0.0, 1.0, 10.0])),
+        }
+        for _ in range(trials)
+    ]
+    x, xv, xh = (r.take("X") for r in (rows, valid, holdout))
+    out = np.zeros((len(xh), len(heads)))
+    chosen = {}
+    for h, head in enumerate(heads):
+        known, known_valid = rows.take("mask")[:, h] > 0, valid.take("mask")[:, h] > 0
+        y, weight, yv = rows.take("y")[known, h], rows.take("weight")[known], valid.take("y")[known_valid, h]
+        least = np.inf
+        for settings in tried:
+            model = _boosted(settings, seed)
+            model.fit(x[known], y, weight, X_val=xv[known_valid], y_val=yv)
+            loss = log_loss(yv, model.predict_proba(xv[known_valid])[:, 1])
+            if loss < least:
+                least, out[:, h] = loss, model.predict_proba(xh)[:, 1]
+                chosen[head.name] = {**settings, "trees": model.n_iter_}
+    return out, {"settings": chosen, "trials": trials}
+
+
+def _boosted(settings: dict[str, Any], seed: int) -> Any:
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    return HistGradientBoostingClassifier(
+        **settings, max_iter=400, early_stopping=True, n_iter_no_change=10, random_state=seed
+    )

@@ -1,0 +1,194 @@
+"""python -m bench.run quality: how good each kind of model is, beside what a user would pick instead and the ceiling.
+
+For each seed a log is simulated and ingested, the training table is made once, and every contestant learns from the
+same rows and is measured on the same hold-out in time:
+
+    logistic, dense, recurrent, attention, combined     our networks (pipeline/learning/networks)
+    boosting     scikit-learn's HistGradientBoosting on the same features, a model a head; settings searched at random
+                 in so many trials, stopped early on the validation rows, chosen by their loss
+    regression   scikit-learn's logistic regression on the same features
+    base_rate    a constant
+    truth        the true probabilities, which know what no log shows
+    ideal        the ideal observer, who knows how the log came about and sees the log (pipeline/events/observer.py)
+
+On a simulated log "expected" metrics take the true probability as a label: no label noise. Numbers are medians over the
+seeds of the mean over clients. Each seed is a process of its own; what the JSON has is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import NETWORKS
+
+HERE = Path(__file__).parent
+OTHERS = ("boosting", "regression", "base_rate")
+SHOWN = ("roc_auc", "pr_auc", "expected_pr_auc", "expected_over_observed", "top_decile", "seconds")
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure what the JSON does not have yet; it is written after each seed."""
+    from bench.report import machine
+    from bench.run import write
+
+    report: dict[str, Any] = {"results": []}
+    if options.json.exists() and not options.fresh:
+        report = json.loads(options.json.read_text(encoding="utf-8"))
+    for seed in options.seeds:
+        there = {r["model"] for r in report["results"] if r["seed"] == seed}
+        missing = [kind for kind in options.kinds if kind not in there]
+        if not missing:
+            continue
+        say(f"seed {seed}: {', '.join(missing)}")
+        found = [r for r in _child(options, seed, missing) if r["model"] not in there]
+        report = {
+            "machine": machine(),
+            "method": {name: getattr(options, name) for name in ("events", "length", "trials", "options")},
+            "results": [*report["results"], *found],
+        }
+        report["medians"] = medians(report["results"])
+        write(report, options.json)
+    return report
+
+
+def _child(options: argparse.Namespace, seed: int, kinds: list[str]) -> list[dict[str, Any]]:
+    out = options.data / f"quality-{options.events}-{seed}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    command = [
+        sys.executable,
+        "-m",
+        "bench.quality",
+        "--seed",
+        str(seed),
+        "--json",
+        str(out),
+        "--data",
+        str(options.data),
+    ]
+    for name in ("events", "length", "trials", "clients"):
+        command += [f"--{name}", str(getattr(options, name))]
+    command += ["--kinds", ",".join(kinds), *options.options]
+    if subprocess.run(command, check=False).returncode:
+        raise SystemExit(f"bench.quality: seed {seed} failed, see above")
+    found: list[dict[str, Any]] = json.loads(out.read_text(encoding="utf-8"))
+    out.unlink()
+    return found
+
+
+def medians(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
+    """{head: {model: {metric: median over the seeds of the mean over clients}}}; ``of_ideal``, ``of_truth``: the ratio
+    of the expected PR-AUC to theirs, of the same seed; ``seconds``: of all clients, for all heads."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for head in dict.fromkeys(r["head"] for r in rows):
+        mine = [r for r in rows if r["head"] == head]
+        seeds = list(dict.fromkeys(r["seed"] for r in mine))
+        by_seed = {(s, m): [r for r in mine if (r["seed"], r["model"]) == (s, m)] for s in seeds for m in _models(mine)}
+        found[head] = {}
+        for model in _models(mine):
+            each: dict[str, list[float]] = {}
+            for seed in seeds:
+                for name, value in _seed(by_seed, seed, model).items():
+                    each.setdefault(name, []).append(value)
+            found[head][model] = {name: statistics.median(values) for name, values in each.items()}
+    return found
+
+
+def _models(rows: list[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(r["model"] for r in rows))
+
+
+def _seed(by_seed: dict[Any, list[dict[str, Any]]], seed: int, model: str) -> dict[str, float]:
+    rows = by_seed[seed, model]
+    found = {}
+    for name in ("base_rate", "expected_roc_auc", "normalized_entropy", *SHOWN):
+        values = [r[name] for r in rows if r.get(name) is not None]
+        if values:
+            found[name] = sum(values) if name == "seconds" else statistics.fmean(values)
+    for name in ("ideal", "truth"):
+        ceiling = [r["expected_pr_auc"] for r in by_seed.get((seed, name), [])]
+        if ceiling and "expected_pr_auc" in found:
+            found[f"of_{name}"] = found["expected_pr_auc"] / statistics.fmean(ceiling)
+    return found
+
+
+def table(report: dict[str, Any]) -> str:
+    """For each head and contestant: discrimination, share of the ceiling, calibration and seconds."""
+    columns = {
+        "roc_auc": ("ROC-AUC", "8.4f"),
+        "pr_auc": ("PR-AUC", "8.4f"),
+        "expected_pr_auc": ("expected", "9.5f"),
+        "of_ideal": ("of ideal", "9.1%"),
+        "of_truth": ("of truth", "9.1%"),
+        "expected_over_observed": ("E/O", "6.2f"),
+        "top_decile": ("E/O top", "8.2f"),
+        "seconds": ("seconds", "8.0f"),
+    }
+    lines = []
+    for head, models in report["medians"].items():
+        title = " ".join(f"{text:>{int(form.split('.')[0])}}" for text, form in columns.values())
+        lines += ["", f"{head:12} {title}"]
+        order = sorted(models, key=lambda m: -models[m].get("expected_pr_auc", 0.0))
+        for model in order:
+            cells = []
+            for name, (_, form) in columns.items():
+                value = models[model].get(name)
+                cells.append(f"{value:{form}}" if value is not None else " " * int(form.split(".")[0]))
+            lines.append(f"{model:12} {' '.join(cells)}")
+    return "\n".join(lines[1:])
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options; ``--seed`` is a child's."""
+    made = argparse.ArgumentParser(
+        "python -m bench.run quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("options", nargs="*", metavar="key=value", help="of the run's configuration, as model.epochs=10")
+    made.add_argument("--events", type=lambda t: int(float(t)), default=2_000_000, help="of each log, e.g. 5e6")
+    made.add_argument("--seeds", type=lambda t: [int(n) for n in t.split(",")], default=[1, 2, 3])
+    made.add_argument("--kinds", type=_kinds, default=[*NETWORKS, *OTHERS], help="comma-separated, auto too")
+    made.add_argument("--clients", type=int, default=2, help="at most")
+    made.add_argument("--length", type=int, default=64, help="of the sequences")
+    made.add_argument("--trials", type=int, default=4, help="settings of boosting that are tried")
+    made.add_argument("--data", type=Path, default=HERE / "data", help="where logs and stores are made and kept")
+    made.add_argument("--json", type=Path, help="by default bench/results/quality-EVENTS.json")
+    made.add_argument("--fresh", action="store_true", help="measure again what the JSON has")
+    made.add_argument("--seed", type=int, help=argparse.SUPPRESS)
+    return made
+
+
+def _kinds(text: str) -> list[str]:
+    known = [*NETWORKS, "auto", *OTHERS]
+    if unknown := [k for k in text.split(",") if k not in known]:
+        raise argparse.ArgumentTypeError(f"no such kind: {', '.join(unknown)}; there are {', '.join(known)}")
+    return text.split(",")
+
+
+def main(arguments: list[str]) -> int:
+    from bench.run import short
+
+    options = parser().parse_intermixed_args(arguments)
+    options.data = options.data.resolve()
+    if options.seed is not None:
+        from bench.contest import measure
+
+        options.json.write_text(json.dumps(measure(options, options.seed)), encoding="utf-8")
+        return 0
+    options.json = options.json or HERE / "results" / f"quality-{short(options.events)}.json"
+    report = run(options)
+    print(table(report))
+    say(f"results: {options.json}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

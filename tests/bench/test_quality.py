@@ -1,0 +1,62 @@
+"""The quality bench on a tiny log: its table, its JSON, and going on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench import quality
+
+
+def test_medians_over_seeds_of_means_over_clients() -> None:
+    rows = [
+        {"seed": s, "client": c, "model": m, "head": "a", "expected_pr_auc": v * f, "seconds": 2.0, "roc_auc": None}
+        for s, v in ((1, 0.1), (2, 0.2), (3, 0.6))
+        for c in ("x", "y")
+        for m, f in (("dense", 0.5 if c == "x" else 0.7), ("ideal", 1.0))
+    ]
+    found = quality.medians(rows)["a"]
+    assert found["dense"]["expected_pr_auc"] == pytest.approx(0.12)
+    assert found["dense"]["of_ideal"] == pytest.approx(0.6)
+    assert found["dense"]["seconds"] == 4.0
+    assert "roc_auc" not in found["dense"]
+    lines = quality.table({"medians": {"a": found}}).splitlines()
+    assert [line.split()[0] for line in lines] == ["a", "ideal", "dense"]
+    assert "60.0%" in lines[2]
+
+
+def test_it_measures_prints_and_goes_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "quality.json"
+    small = ["--events", "2e4", "--seeds", "1", "--clients", "1", "--data", str(tmp_path / "data"), "--json", str(out)]
+    quick = [
+        "model.epochs=1",
+        "model.minimum_positives=1",
+        "simulate.days=80",
+        "split.validation=7d",
+        "split.holdout=7d",
+    ]
+    asked = [*small, "--kinds", "dense,boosting,base_rate", "--trials", "1", *quick]
+    assert quality.main(asked) == 0
+    assert "seed 1: dense, boosting, base_rate\n" in capfd.readouterr().out
+    assert quality.main(asked) == 0
+    report = json.loads(out.read_text())
+    models = {r["model"] for r in report["results"]}
+    assert models == {"dense", "boosting", "base_rate", "truth", "ideal"}
+    by = {(r["model"], r["head"]): r for r in report["results"]}
+    assert len(by) == len(report["results"])  # nothing twice
+    for head in ("unsubscribe", "click", "open"):
+        assert by["truth", head]["expected_pr_auc"] > by["boosting", head]["expected_pr_auc"] * 0.9
+    assert by["base_rate", "open"]["expected_roc_auc"] == 0.5
+    assert by["boosting", "open"]["roc_auc"] > 0.6
+    assert by["boosting", "open"]["settings"]["open"]["trees"] >= 1
+    printed = capfd.readouterr().out
+    assert "seed 1" not in printed  # it was there
+    assert "of ideal" in printed
+
+
+def test_unknown_kinds_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        quality.main(["--kinds", "denser"])
+    assert "no such kind: denser" in capsys.readouterr().err
