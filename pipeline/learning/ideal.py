@@ -13,8 +13,9 @@ from pipeline.config import Config
 from pipeline.errors import SourceError
 from pipeline.events.behaviour import CAMPAIGNS_A_DAY, DAY, PROVIDERS, ClientWorld, campaign_name
 from pipeline.events.history import MAX_DAYS, make_world
-from pipeline.events.observer import OUTCOMES, PARTICLES, Knowledge, Log, observe
+from pipeline.events.observer import OUTCOMES, PARTICLES, Knowledge, observe
 from pipeline.events.rows import KINDS, NO_CAMPAIGN
+from pipeline.events.sightings import Log
 from pipeline.events.simulate import read_settings
 from pipeline.events.store import EventStore
 from pipeline.learning.truth import by_outcome

@@ -14,7 +14,6 @@ import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier
 from threadpoolctl import threadpool_limits
 
-from pipeline.config import Simulate
 from pipeline.events import rows
 from pipeline.events.behaviour import (
     DAY,
@@ -30,15 +29,13 @@ from pipeline.events.behaviour import (
     send_probabilities,
     stay_or_change,
 )
-from pipeline.events.dirt import BITS, RATES
-from pipeline.events.history import Group, blocks_of, make_world
-from pipeline.events.observer import OUTCOMES, PARTICLES, Knowledge, Log, draw_particles, observe, read_history
-from pipeline.events.population import Block, World
+from pipeline.events.observer import OUTCOMES, PARTICLES, Knowledge, draw_particles, observe
 from pipeline.events.rows import KIND
+from pipeline.events.sightings import Log, read_history
 from pipeline.learning.metrics import expected_metrics
+from tests.events.simulated import Simulated, simulated
 
 CLIENT = make_client(1, 0, dt.date(2026, 5, 1))
-APPLE = 2
 # Stronger than the defaults, so that every branch of the likelihood matters in a history of a few days.
 PARAMETERS = Parameters(
     leave=-2.0, spam=(-1.0, -0.5, -1.5, 0.0, -1.0), fall_asleep=0.2, wake_up=0.15, asleep_open=1.5, complain=0.3
@@ -260,34 +257,6 @@ def test_particles_have_the_distribution_of_traits() -> None:
 # -- on simulated logs ---------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Simulated:
-    world: World
-    log: Log
-    wanted: np.ndarray
-    human: np.ndarray
-    truth: dict[str, np.ndarray]
-
-
-def simulated(events: int, days: int, seed: int, dirt: dict[str, float] | None = None) -> Simulated:
-    """One client's log as a store would give it: without duplicates and rows that say nothing."""
-    world = make_world(Simulate(events=events, days=days, seed=seed, clients=1, dirt=dirt or {}))
-    group = Group(world, [Block(world, *member) for member in blocks_of(world, lambda _: 0, days)])
-    stepped = [group.step(day) for day in range(days)]
-    seen = rows.concat([arrived for arrived, _ in stepped])
-    bad = BITS["duplicate"] | BITS["null_key"] | BITS["impossible_time"] | BITS["unknown_kind"]
-    seen = seen.take(np.flatnonzero((seen.flaw & bad) == 0))
-    seen = seen.take(np.lexsort((seen.ts, seen.subscriber)))
-    log = Log(seen.subscriber, seen.ts, seen.kind, seen.campaign.astype(np.int64), seen.provider.astype(np.int64))
-    wanted = seen.kind == KIND["send"]
-    machines = BITS["machine_open"] | BITS["scanner"] | BITS["anomaly"]
-    names = ["event_id", "volume", "streak", "received", *(f"p_{o}" for o in OUTCOMES)]
-    truth = {n: np.concatenate([getattr(t, n) for _, truths in stepped for t in truths]) for n in names}
-    order = np.argsort(truth["event_id"])
-    mine = order[np.searchsorted(truth["event_id"][order], seen.event_id[wanted])]
-    return Simulated(world, log, wanted, (seen.flaw & machines) == 0, {n: v[mine] for n, v in truth.items()})
-
-
 @pytest.fixture(scope="module")
 def small() -> Simulated:
     return simulated(120_000, 100, 5)
@@ -300,31 +269,6 @@ def looked(s: Simulated, particles: int = PARTICLES, **options: object) -> np.nd
 @pytest.fixture(scope="module")
 def ideal(small: Simulated) -> np.ndarray:
     return looked(small)
-
-
-def test_what_the_log_shows_is_what_the_truth_says() -> None:
-    exact = simulated(20_000, 60, 2, dict.fromkeys(RATES, 0.0))
-    history = read_history(exact.world.clients[0], exact.log)
-    apple = exact.log.provider[history.rows] == APPLE  # there a quick first open may be taken for a machine's
-    for name in ("volume", "streak", "received"):
-        same = getattr(history.sends, name) == exact.truth[name]
-        assert same[~apple].all()
-        assert same[apple].mean() > 0.98
-
-
-def test_machines_are_told_from_people(small: Simulated) -> None:
-    """An open that no human made is not taken for one's, but rarely, and the other way round."""
-    history = read_history(small.world.clients[0], small.log)
-    send, log = history.sends, small.log
-    message = {(w, c): i for i, (w, c) in enumerate(zip(log.subscriber[history.rows], send.campaign, strict=True))}
-    really = np.zeros(len(send.ts), bool)
-    opens = np.flatnonzero((log.kind == KIND["open"]) & small.human)
-    really[[i for r in opens if (i := message.get((log.subscriber[r], log.campaign[r]))) is not None]] = True
-    taken = send.opened != np.iinfo(np.int64).max
-    assert (taken & ~really).sum() < 0.002 * really.sum()
-    assert (~taken & really).sum() < 0.005 * really.sum()
-    machine = np.flatnonzero((log.kind == KIND["open"]) & ~small.human)
-    assert len(machine) > 0.02 * len(opens)
 
 
 def test_it_is_calibrated(small: Simulated, ideal: np.ndarray) -> None:

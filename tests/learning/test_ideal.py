@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow.dataset as ds
 import pytest
 
-from pipeline.backend import Backend
+from pipeline.backend import PANDAS, Backend
 from pipeline.config import Config, load
 from pipeline.demo import with_source
 from pipeline.errors import SourceError
 from pipeline.events.history import make_world
 from pipeline.events.ingest import ingest
-from pipeline.events.observer import OUTCOMES, Knowledge, Log, observe
+from pipeline.events.observer import OUTCOMES, Knowledge, observe
 from pipeline.events.rows import KINDS, NO_CAMPAIGN
+from pipeline.events.sightings import Log
 from pipeline.events.simulate import MODEL_VERSION, simulate
 from pipeline.events.store import EventStore
+from pipeline.learning.client import _ideal
 from pipeline.learning.ideal import ideal_probabilities
 from pipeline.learning.truth import true_probabilities
 
@@ -83,3 +87,23 @@ def test_where_there_is_none(tmp_path: Path, backend: Backend) -> None:
     assert config.source is not None
     real = config.model_copy(update={"source": config.source.model_copy(update={"truth": None})})
     assert ideal_probabilities(store, real, "acme", some) == {}
+
+
+def test_training_says_why_there_is_none(tmp_path: Path) -> None:
+    config, store = stored(tmp_path, PANDAS)
+    sends = store.read("acme", columns=["event", "event_id"]).compute()
+    sends = sends[sends.event == "send"][:50]
+    model: Any = SimpleNamespace(heads=[SimpleNamespace(name="click"), SimpleNamespace(name="spend")])
+    rows: Any = SimpleNamespace(index=np.arange(10, 50))
+    table: Any = SimpleNamespace(keys=sends)
+    found, why = _ideal(store, config, "acme", model, table, rows, PANDAS)
+    assert found is not None
+    assert why == ()
+    expected = ideal_probabilities(store, config, "acme", sends.event_id.to_numpy()[10:])
+    np.testing.assert_array_equal(found[:, 0], expected["click"])
+    assert np.isnan(found[:, 1]).all()
+    (config.run_dir / "raw" / "truth" / "settings.json").unlink()
+    found, why = _ideal(store, config, "acme", model, table, rows, PANDAS)
+    assert found is None
+    assert [line.split(":")[0] for line in why] == ["the ideal observer"]
+    assert "has no settings.json" in why[0]
