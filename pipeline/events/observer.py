@@ -22,8 +22,9 @@ For each subscriber the posterior is over K draws of traits ("particles") times 
 What is seen, and how machines are told from people, is in sightings.py. Rows that the log has lost (dirt) are not
 accounted for.
 
-Cost: about particles x (sends + sends predicted x sends in the 7 days before them) steps of 1 to 2 ns; memory is that
-of the log's columns. The result does not depend on the number of threads.
+Cost: about particles x (sends + sends predicted x sends in the 7 days before them) steps of 1 to 2 ns; measured, 2e8
+events x particles a second on 2 cores with every send predicted (25 s for 5 million events), 7e8 with every ninth.
+Memory is that of the log's columns. The result does not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ from pipeline.events.draws import Floats
 from pipeline.events.sightings import Log, in_chunks, read_history
 
 OUTCOMES = ("open", "click", "complaint", "unsubscribe")
-PARTICLES = 960
-NODES = 7
+PARTICLES = 960  # twice or four times as many change the expected PR-AUC by about 0.1%, 480 by up to 0.7%
+NODES = 7  # of the mean over a quality that is not known
 ROOT = 1.2207440846057596  # of x^4 = x + 1: the sequence's irrational steps are its negative powers
 
 
