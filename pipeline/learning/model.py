@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.backend import Array, backend_of
 from pipeline.errors import ModelError
-from pipeline.learning import models
+from pipeline.learning import losses, models
 from pipeline.learning.labels import Label
 from pipeline.learning.models import BLOCK, Architecture, Head, Network
 from pipeline.learning.resident import blocks, cut
@@ -126,6 +126,6 @@ def _forward(network: Network, value_scale: Any, inputs: dict[str, Any], on_gpu:
     @tf.function(input_signature=[signature])  # type: ignore[untyped-decorator]
     def forward(inputs: dict[str, Any]) -> Any:
         raw = [network.raw(part) for part in cut(inputs, parts)]
-        return tf.concat([models.expectations(r, architecture, value_scale) for r in raw], axis=0)
+        return tf.concat([losses.expectations(r, architecture, value_scale) for r in raw], axis=0)
 
     return forward

@@ -1,4 +1,4 @@
-"""Keras networks with one head per outcome, and their losses.
+"""Keras networks with one head per outcome.
 
 A network maps float32[n, F] features to float32[n, W] raw outputs: one logit for each binary head, three numbers
 (logit, mu, sigma) for each value head. The first layer is the normalisation, fitted to the training rows and saved
@@ -7,7 +7,6 @@ with the weights, so that scoring cannot normalise differently. Built from this 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -19,11 +18,9 @@ from pipeline.features.sequences import SequenceSpec
 from pipeline.learning import networks
 from pipeline.learning.tensors import configure, keras, tf
 
-ABSENT = -1e9  # the encoded target of a value head where the value is not positive
 BLOCK = 65_536  # rows at once where nothing is trained
 TOKENS = 1 << 24  # numbers, of one tensor inside a network
 CLIP = 8.0  # standard deviations; further out, a feature says no more
-MU_LIMIT, SIGMA_FLOOR, SIGMA_LIMIT = 6.0, 0.05, 3.0  # of standardised log values
 
 
 @dataclass(frozen=True)
@@ -182,78 +179,3 @@ def build(architecture: Architecture, seed: int = 0) -> Network:
     normalise = Normalise(name="normalise")
     normalise.build((None, architecture.features))
     return Network(architecture, normalise, body, tuple(t.name for t in architecture.history))
-
-
-def encode(y: Any, architecture: Architecture, value_scale: Any) -> Any:
-    """Labels as the losses take them, float32[n, H]: binary ones as they are, values as standardised logs or ABSENT.
-
-    Args:
-        y: float32[n, H], finite. value_scale: float32[H, 2], mean and standard deviation of log(value) of each head.
-    """
-    columns = []
-    for h, head in enumerate(architecture.heads):
-        column = y[:, h]
-        if head.kind == "value":
-            log = (tf.math.log(tf.maximum(column, 1e-30)) - value_scale[h, 0]) / value_scale[h, 1]
-            column = tf.where(column > 0, log, ABSENT)
-        columns.append(column)
-    return tf.stack(columns, axis=1)
-
-
-def losses(raw: Any, target: Any, architecture: Architecture) -> Any:
-    """Each row's loss on each head, float32[n, H], in nats.
-
-    Binary: log loss. Value: zero-inflated log-normal (Wang, Liu and Miao 2019, arXiv 1912.07753), without its constant
-    terms: log loss of "is positive", plus log(sigma) + ((log v - mu) / sigma)^2 / 2 where it is.
-    """
-    if all(head.kind == "binary" for head in architecture.heads):
-        return tf.nn.sigmoid_cross_entropy_with_logits(labels=target, logits=raw)
-    columns = []
-    for h, head in enumerate(architecture.heads):
-        out, t = raw[:, architecture.columns(h)], target[:, h]
-        if head.kind == "binary":
-            columns.append(tf.nn.sigmoid_cross_entropy_with_logits(labels=t, logits=out[:, 0]))
-            continue
-        positive = tf.cast(t > ABSENT / 2, tf.float32)
-        mu, sigma = log_normal(out)
-        error = (tf.where(positive > 0, t, mu) - mu) / sigma
-        zero = tf.nn.sigmoid_cross_entropy_with_logits(labels=positive, logits=out[:, 0])
-        columns.append(zero + positive * (tf.math.log(sigma) + 0.5 * error * error))
-    return tf.stack(columns, axis=1)
-
-
-def log_normal(out: Any) -> tuple[Any, Any]:
-    """mu and sigma, float32[n] each, of a value head's raw outputs; bounded, so that no expectation explodes."""
-    mu = MU_LIMIT * tf.tanh(out[:, 1] / MU_LIMIT)
-    sigma = tf.minimum(tf.nn.softplus(out[:, 2]) + SIGMA_FLOOR, SIGMA_LIMIT)
-    return mu, sigma
-
-
-def expectations(raw: Any, architecture: Architecture, value_scale: Any) -> Any:
-    """What each head predicts, float32[n, H]: a probability, or E[value] = p exp(m + s mu + (s sigma)^2 / 2)."""
-    columns = []
-    for h, head in enumerate(architecture.heads):
-        out = raw[:, architecture.columns(h)]
-        chance = tf.sigmoid(out[:, 0])
-        if head.kind == "value":
-            mu, sigma = log_normal(out)
-            m, s = value_scale[h, 0], value_scale[h, 1]
-            chance = chance * tf.exp(m + s * mu + 0.5 * tf.square(s * sigma))
-        columns.append(chance)
-    return tf.stack(columns, axis=1)
-
-
-def initial_bias(architecture: Architecture, base_rates: Iterable[float]) -> np.ndarray:
-    """The output bias, float32[W], at which an untrained network predicts each head's base rate.
-
-    Args:
-        base_rates: the weighted share of positive rows of each head.
-    """
-    bias = np.zeros(architecture.width, dtype=np.float32)
-    for h, (head, rate) in enumerate(zip(architecture.heads, base_rates, strict=True)):
-        columns = bias[architecture.columns(h)]
-        rate = min(max(rate, 1e-6), 1 - 1e-6)
-        columns[0] = np.log(rate / (1 - rate))
-        if head.kind == "value":
-            columns[2] = np.log(np.expm1(1.0 - SIGMA_FLOOR))  # sigma 1, in standardised logs
-    return bias

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.backend import Array, backend_of
-from pipeline.learning import models
+from pipeline.learning import losses
 from pipeline.learning.models import BLOCK, Network
 from pipeline.learning.rows import Rows, needed
 from pipeline.learning.tensors import aligned, tensor, tf, to_array
@@ -62,7 +62,7 @@ def resident(network: Network, rows: Rows, value_scale: Any) -> Resident:
         z[start : start + len(block)] = to_array(normalise(tensor(block)), backend)
     known = rows.take("mask") > 0
     y = aligned(xp.where(known, rows.take("y"), 0))
-    encoded = models.encode(tensor(y), network.architecture, value_scale)
+    encoded = losses.encode(tensor(y), network.architecture, value_scale)
     packed = backend.empty_aligned((len(rows), 2 * heads), np.float32)
     packed[:, :heads] = to_array(encoded, backend)
     packed[:, heads:] = xp.where(known, rows.take("mask") * rows.take("weight")[:, None], 0)

@@ -15,7 +15,7 @@ from pipeline import config
 from pipeline.backend import backend_of
 from pipeline.errors import ModelError
 from pipeline.features.sequences import SequenceSpec
-from pipeline.learning import models
+from pipeline.learning import losses, models
 from pipeline.learning.labels import Label, describe
 from pipeline.learning.model import TrainedModel
 from pipeline.learning.models import Architecture, Head, Network
@@ -90,7 +90,7 @@ def architecture(
 
 def set_initial_bias(network: Network, labels: Sequence[Label]) -> None:
     """Let an untrained network predict each head's base rate."""
-    bias = models.initial_bias(network.architecture, [label.rate for label in labels])
+    bias = losses.initial_bias(network.architecture, [label.rate for label in labels])
     next(v for v in network.body.get_layer("heads").weights if "bias" in v.name).assign(bias)
 
 

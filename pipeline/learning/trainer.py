@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline import config
 from pipeline.backend import backend_of
-from pipeline.learning import models
+from pipeline.learning import losses
 from pipeline.learning.labels import base_loss
 from pipeline.learning.model import TrainedModel
 from pipeline.learning.models import BLOCK
@@ -58,7 +58,7 @@ class Trainer:
 
         def gradient(inputs: dict[str, Any], packed: Any) -> tuple[Any, list[Any]]:
             with tf.GradientTape() as tape:
-                each = models.losses(body(inputs, training=True), packed[:, :heads], architecture)
+                each = losses.losses(body(inputs, training=True), packed[:, :heads], architecture)
                 loss = tf.reduce_sum(each * packed[:, heads:] * weights)
             return loss, tape.gradient(loss, variables)
 
@@ -99,7 +99,7 @@ class Trainer:
             results = []
             for part in cut(block, parts):
                 packed = part.pop("packed")
-                each = models.losses(body(part, training=False), packed[:, :heads], architecture)
+                each = losses.losses(body(part, training=False), packed[:, :heads], architecture)
                 results.append(tf.reduce_sum(tf.where(packed[:, heads:] > 0, each * packed[:, heads:], 0.0), axis=0))
             return tf.add_n(results)
 
