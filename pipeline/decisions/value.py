@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.decisions.assure import Rule, expected
+from pipeline.learning import reliability
 
 Z90 = 1.6448536269514722
 
@@ -25,12 +26,7 @@ CURVE = tuple(float(share) for share in _CURVE.split())
 
 def wilson(count: float, of: float) -> tuple[float, float] | None:
     """90% interval of a share (Wilson 1927); None of nothing."""
-    if of <= 0:
-        return None
-    share, z2 = count / of, Z90 * Z90
-    centre = (share + z2 / (2 * of)) / (1 + z2 / of)
-    half = Z90 * math.sqrt(share * (1 - share) / of + z2 / (4 * of * of)) / (1 + z2 / of)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return reliability.wilson(count / of, of) if of > 0 else None
 
 
 def _share(part: float, whole: float) -> float | None:

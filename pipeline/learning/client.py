@@ -90,6 +90,8 @@ def train_client(
         truth=_truth(config, client, model, table, holdout, backend),
         references=None if ideal is None else {"ideal": ideal},
         notes=model.notes,
+        cluster=backend.to_host(backend.column(table.keys["subscriber_key"])[holdout.index]),
+        seed=config.model.seed,
     )
     spec = table.spec
     if model.selection is not None and not model.network.inputs:

@@ -12,12 +12,16 @@ import numpy as np
 
 from pipeline.backend import Array, backend_of
 from pipeline.errors import DataError
+from pipeline.learning.intervals import Amounts, Probabilities, Resamples, intervals
 from pipeline.learning.metrics import binary_metrics, value_metrics
+from pipeline.learning.reliability import reliability
 
 BUDGETS = (0.005, 0.01, 0.02, 0.05)  # the default of decide.budgets
 
 # What a baseline repeats or nobody would read.
-LEFT_OUT = ("deciles", "rows", "positives", "base_rate", "mean")
+LEFT_OUT = ("deciles", "reliability", "rows", "positives", "base_rate", "mean")
+
+SOFT = ("pr_auc", "roc_auc", "log_loss")  # also against the true probability
 
 
 def evaluate(
@@ -32,6 +36,8 @@ def evaluate(
     truth: Array | None = None,
     references: Mapping[str, Array] | None = None,
     notes: Mapping[str, str] | None = None,
+    cluster: np.ndarray | None = None,
+    seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
     """Metrics of every head on untouched rows.
 
@@ -44,6 +50,8 @@ def evaluate(
         truth: float[n, H], the true probabilities of a simulated log; NaN where unknown, and in heads without one.
         references: name -> float[n, H], further scores beside "truth", e.g. {"ideal": ...}; NaN as in ``truth``.
         notes: head name -> why it has no model.
+        cluster: [n], each row's subscriber: rows that depend on each other. Every row by itself where None.
+        seed: of the intervals, which are those of intervals.py, for every score.
     Returns: {head: metrics as in metrics.json}, strict JSON: a number that is not defined is None, never NaN.
     Raises:
         DataError: shapes that do not fit.
@@ -55,10 +63,12 @@ def evaluate(
     for name, array in {"p": p, "y": y, "mask": mask, **scores}.items():
         if array.shape != shape:
             raise DataError(f"cannot evaluate: {name} is {array.shape}, expected rows x heads {shape}")
+    draws = Resamples.of(np.arange(len(weight)) if cluster is None else cluster, seed)
     results = {}
     for h, head in enumerate(heads):
         known = (mask[:, h] > 0) & (weight > 0)
-        own = _Column(head.kind, y[:, h], weight * mask[:, h], known, None if truth is None else scores["truth"][:, h])
+        soft = None if truth is None else scores["truth"][:, h]
+        own = _Column(head.kind, y[:, h], weight * mask[:, h], known, soft, draws)
         metrics = own.measure(p[:, h], budgets)
         brief = {name: own.measure(array[:, h], budgets, brief=True) for name, array in scores.items()}
         metrics["baselines"] = {name: brief.pop(name) for name in baselines or {}}
@@ -73,18 +83,30 @@ class _Column:
     """One head's labels, against which any score is measured."""
 
     def __init__(
-        self, kind: str, y: np.ndarray, weight: np.ndarray, known: np.ndarray, truth: np.ndarray | None
+        self,
+        kind: str,
+        y: np.ndarray,
+        weight: np.ndarray,
+        known: np.ndarray,
+        truth: np.ndarray | None,
+        draws: Resamples,
     ) -> None:
-        self.kind, self.y, self.weight, self.known = kind, y, weight, known
+        self.kind, self.y, self.weight, self.known, self.draws = kind, y, weight, known, draws
         self.truth = None if truth is None or np.isnan(truth[known]).all() else truth
 
     def measure(self, score: np.ndarray, budgets: Sequence[float], brief: bool = False) -> dict[str, Any]:
         rows = self.known & ~np.isnan(score)
         truth = None if self.truth is None else self.truth[rows]
+        p, y, weight, draws = score[rows], self.y[rows], self.weight[rows], self.draws.take(rows)
         if self.kind == "value":
-            metrics = value_metrics(score[rows], self.y[rows], self.weight[rows])
+            metrics = value_metrics(p, y, weight) | {"intervals": intervals(Amounts, p, y, weight, draws)}
         else:
-            metrics = binary_metrics(score[rows], self.y[rows], self.weight[rows], budgets, truth)
+            metrics = binary_metrics(p, y, weight, budgets, truth) | reliability(p, y, weight, draws.group)
+            metrics["intervals"] = intervals(Probabilities, p, y, weight, draws)
+            if truth is not None:
+                sure = ~np.isnan(truth)
+                soft = intervals(Probabilities, p[sure], truth[sure], weight[sure], draws.take(sure))
+                metrics["intervals"] |= {f"expected_{name}": soft[name] for name in SOFT}
         if brief:  # a score may be known for fewer rows than the model's: say for how many
             return {"scored": metrics["rows"]} | {k: v for k, v in metrics.items() if k not in LEFT_OUT}
         return metrics

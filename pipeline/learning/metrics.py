@@ -37,6 +37,7 @@ def binary_metrics(
     rate = ratio(positives, total)
     two_classes = rate is not None and 0 < rate < 1
     curve = Curve(p, y, weight)
+    tenths = deciles(curve)
     pr_auc = float(average_precision_score(y, p, sample_weight=weight)) if two_classes else None
     loss = _log_loss(p, y, weight)
     metrics: dict[str, Any] = {
@@ -48,8 +49,10 @@ def binary_metrics(
         "roc_auc": float(roc_auc_score(y, p, sample_weight=weight)) if two_classes else None,
         "log_loss": loss,
         "normalized_entropy": ratio(loss, entropy(rate)) if rate is not None and two_classes else None,
+        "brier": ratio(float(weight @ (p - y) ** 2), total),
         "expected_over_observed": ratio(float(weight @ p), positives),
-        "deciles": deciles(curve),
+        "top_decile_expected_over_observed": tenths[0]["expected_over_observed"] if tenths else None,
+        "deciles": tenths,
         "budgets": [at_budget(curve, b) for b in budgets],
     }
     if truth is not None:

@@ -50,7 +50,26 @@ def test_masks_and_weights_choose_the_rows() -> None:
     for h, name in enumerate("ab"):
         used = np.flatnonzero((mask[:, h] > 0) & (weight > 0))
         alone = evaluate(data.p[used], data.y[used], np.ones((len(used), 2)), weight[used], HEADS)
+        for metrics in (found[name], alone[name]):
+            assert metrics.pop("intervals")["roc_auc"][0] < metrics["roc_auc"]  # drawn from other sets of rows
         assert found[name] == alone[name]
+
+
+def test_intervals_are_of_subscribers_and_of_every_score() -> None:
+    data = planted(PANDAS, 2_000)
+    copies = np.repeat(np.arange(2_000), 4)  # each row four times: no more is known than of 2,000
+    p, y, one = data.p[copies], data.y[copies], np.ones((8_000, 2))
+    found = evaluate(p, y, one, np.ones(8_000), HEADS, truth=p, references={"ideal": p}, cluster=copies, seed=2)
+    once = evaluate(data.p, data.y, one[:2_000], np.ones(2_000), HEADS, truth=data.p, seed=2)
+    naive = evaluate(p, y, one, np.ones(8_000), HEADS, seed=2)
+    for name in ("a", "b"):
+        bounds = found[name]["intervals"]
+        assert bounds == found[name]["truth"]["intervals"] == found[name]["ideal"]["intervals"]
+        for metric, (low, high) in bounds.items():
+            assert low < found[name][metric] < high
+            assert (low, high) == pytest.approx(once[name]["intervals"][metric], rel=1e-3)
+        wide, narrow = (np.ptp(m[name]["intervals"]["pr_auc"]) for m in (found, naive))
+        assert narrow < 0.7 * wide
 
 
 def test_a_truth_that_is_known_for_some_rows_and_heads() -> None:
@@ -62,6 +81,9 @@ def test_a_truth_that_is_known_for_some_rows_and_heads() -> None:
     part = evaluate(data.p[100:], data.y[100:], np.ones((400, 2)), np.ones(400), HEADS, truth=data.p[100:])
     assert found["a"]["rows"] == 500
     assert found["a"]["expected_pr_auc"] == part["a"]["expected_pr_auc"]
+    for metrics in (found, part):
+        assert metrics["a"]["truth"].pop("intervals")["expected_pr_auc"] is not None  # drawn from other sets of rows
+    assert found["a"]["ideal"].pop("intervals") is not None
     assert found["a"]["truth"] == part["a"]["truth"]
     assert found["a"]["ideal"] == found["a"]["truth"]
     assert found["a"]["truth"]["scored"] == 400
