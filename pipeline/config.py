@@ -261,8 +261,31 @@ class Model(Section):
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     seed: int = 1
+    imbalance: Literal["none", "downsample", "recalibrated", "class_weights", "focal"] = "none"
     downsample: Annotated[float, Field(gt=0, le=1)] = 1.0  # share kept of train rows that are negative on every head
+    focal_gamma: Annotated[float, Field(gt=0, le=5)] = 2.0
+    calibration: Literal["auto", "none", "temperature", "isotonic"] = "auto"
     minimum_positives: Annotated[int, Field(ge=0)] = 50  # fewer than this in train: no model for that head
+
+    @model_validator(mode="before")
+    @classmethod
+    def _downsampling_by_its_share(cls, values: Any) -> Any:
+        """A share alone is enough to ask for downsampling."""
+        if (
+            isinstance(values, dict)
+            and "imbalance" not in values
+            and values.get("downsample", 1) not in (1, "1", "1.0")
+        ):
+            return {**values, "imbalance": "downsample"}
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Model:
+        if self.imbalance in ("downsample", "recalibrated") and self.downsample == 1:
+            raise ValueError(f"imbalance is {self.imbalance}: give downsample the share of negatives to keep, below 1")
+        if self.imbalance == "none" and self.downsample < 1:
+            raise ValueError("downsample is below 1 and imbalance is none: leave imbalance out, or make it downsample")
+        return self
 
 
 class Decide(Section):

@@ -77,6 +77,8 @@ def train_client(
     with Progress(f"train {client}", len(rows) * config.model.epochs, "samples") as progress:
         heads = networks.heads_of(config)
         model = train_selected(rows, valid, heads, config.model, progress, table.spec.sequences)
+    subscribers = backend.column(table.keys["subscriber_key"])
+    model.calibrate(valid, backend.to_host(subscribers[valid.index]), config.model.calibration, config.model.seed)
     p = model.predict(table.X, holdout.index, sequences=table.sequences)
     ideal, unknown = _ideal(store, config, client, model, table, holdout, backend)
     metrics = evaluate(
@@ -90,7 +92,7 @@ def train_client(
         truth=_truth(config, client, model, table, holdout, backend),
         references=None if ideal is None else {"ideal": ideal},
         notes=model.notes,
-        cluster=backend.to_host(backend.column(table.keys["subscriber_key"])[holdout.index]),
+        cluster=backend.to_host(subscribers[holdout.index]),
         seed=config.model.seed,
     )
     spec = table.spec

@@ -24,6 +24,13 @@ class Label:
     note: str = ""
     log: tuple[float, float, float] = (0.0, 1.0, 0.0)
     smear: float = 1.0  # observed over expected in training, a value head's correction (Duan 1983)
+    positive_weight: float = 1.0  # how many times a negative row's weight a positive one had in the loss
+    gamma: float = 0.0  # of the focal loss; 0: log loss
+
+    @property
+    def taught(self) -> float:
+        """The share of positive rows as the loss weighed them."""
+        return self.rate * self.positive_weight / (1 + self.rate * (self.positive_weight - 1))
 
 
 def describe(rows: Rows, h: int, head: Head, minimum_positives: int) -> Label:
@@ -51,8 +58,8 @@ def describe(rows: Rows, h: int, head: Head, minimum_positives: int) -> Label:
     return label
 
 
-def base_loss(head: Head, label: Label) -> float:
+def base_loss(head: Head, rate: float) -> float:
     """The loss of predicting the base rate (and, for values, the log-normal of all positive rows), in nats."""
-    p = min(max(label.rate, 1e-9), 1 - 1e-9)
+    p = min(max(rate, 1e-9), 1 - 1e-9)
     entropy = -p * np.log(p) - (1 - p) * np.log1p(-p)
     return float(entropy + (0.5 * p if head.kind == "value" else 0.0))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,10 +12,11 @@ import numpy as np
 from pipeline.backend import Array, backend_of
 from pipeline.errors import ModelError
 from pipeline.learning import losses, models
+from pipeline.learning.calibration import Calibration, calibrate
 from pipeline.learning.labels import Label
 from pipeline.learning.models import BLOCK, Architecture, Head, Network
 from pipeline.learning.resident import blocks, cut
-from pipeline.learning.rows import needed
+from pipeline.learning.rows import Rows, needed
 from pipeline.learning.tensors import aligned, shards, tensor, tf, to_array
 
 
@@ -34,6 +36,7 @@ class TrainedModel:
     samples_per_second: float = 0.0
     batch: int = 0
     selection: dict[str, Any] | None = None
+    calibration: dict[str, Calibration] = field(default_factory=dict)  # of binary heads, by name
     _forward: Any = None
 
     @property
@@ -49,6 +52,14 @@ class TrainedModel:
     def value_scale(self) -> Any:
         """Mean and deviation of each head's log(value), float32[H, 2], a tensor."""
         return tf.constant([label.log[:2] for label in self.labels], dtype=tf.float32)
+
+    @property
+    def correction(self) -> Callable[[Any], Any]:
+        """Raw outputs to those of the population: what the loss did to rare outcomes is undone."""
+        weights, gammas = [label.positive_weight for label in self.labels], [label.gamma for label in self.labels]
+        return functools.partial(
+            losses.corrected, architecture=self.network.architecture, positive_weights=weights, gammas=gammas
+        )
 
     def predict(
         self,
@@ -76,20 +87,43 @@ class TrainedModel:
             inputs = {"features": tensor(aligned(X[chosen]))}
             inputs |= {name: tensor(aligned(array[chosen], array.dtype)) for name, array in taken.items()}
             if self._forward is None:
-                self._forward = _forward(self.network, self.value_scale, inputs, backend.on_gpu)
+                self._forward = _forward(self.network, self.value_scale, self.correction, inputs, backend.on_gpu)
             out[start : start + len(inputs["features"])] = to_array(self._forward(inputs), backend)
         for h, label in enumerate(self.labels):
             if not label.learned:
                 out[:, h] = label.mean
             elif self.heads[h].kind == "value":
                 out[:, h] = backend.xp.minimum(out[:, h] * label.smear, 2 * label.log[2])
+            elif self.heads[h].name in self.calibration:
+                out[:, h] = self.calibration[self.heads[h].name].apply(out[:, h])
         return out
+
+    def calibrate(self, rows: Rows, cluster: np.ndarray, wanted: str, seed: int = 0) -> None:
+        """Calibrate every learned binary head on rows later than those of training; see calibration.py.
+
+        Args:
+            rows: neither of training nor of the hold-out. cluster: [m], each row's subscriber, on the host.
+            wanted: as ``model.calibration``.
+        """
+        self.calibration = {}
+        if not len(rows):
+            return
+        host = backend_of(rows.X).to_host
+        p = host(self.predict(rows.X, rows.index, sequences=rows.sequences))
+        y, mask, weight = (host(rows.take(name)) for name in ("y", "mask", "weight"))
+        found = {}
+        for h, (head, label) in enumerate(zip(self.heads, self.labels, strict=True)):
+            if label.learned and head.kind == "binary":
+                some = (mask[:, h] > 0) & (weight > 0)
+                found[head.name] = calibrate(p[some, h], y[some, h], weight[some], cluster[some], wanted, seed)
+        self.calibration = found
 
     def describe(self) -> dict[str, Any]:
         """What :meth:`restore` needs beside the weights, as plain values."""
         return {
             "architecture": self.network.architecture.to_dict(),
             "labels": [asdict(label) for label in self.labels],
+            "calibration": {name: found.to_dict() for name, found in self.calibration.items()},
         }
 
     def training(self) -> dict[str, Any]:
@@ -115,10 +149,11 @@ class TrainedModel:
             raise ModelError(f"{len(labels)} labels for {len(architecture.heads)} heads; train again")
         network = models.build(architecture)
         network.set_weights(weights)
-        return cls(network, labels, **training)
+        calibration = {n: Calibration.from_dict(c) for n, c in described.get("calibration", {}).items()}
+        return cls(network, labels, calibration=calibration, **training)
 
 
-def _forward(network: Network, value_scale: Any, inputs: dict[str, Any], on_gpu: bool) -> Any:
+def _forward(network: Network, value_scale: Any, correct: Any, inputs: dict[str, Any], on_gpu: bool) -> Any:
     """Inputs as these, of any number of rows -> predictions, compiled once."""
     parts, architecture = shards(8 * BLOCK, on_gpu), network.architecture
     signature = {name: tf.TensorSpec((None, *x.shape[1:]), x.dtype) for name, x in inputs.items()}
@@ -126,6 +161,6 @@ def _forward(network: Network, value_scale: Any, inputs: dict[str, Any], on_gpu:
     @tf.function(input_signature=[signature])  # type: ignore[untyped-decorator]
     def forward(inputs: dict[str, Any]) -> Any:
         raw = [network.raw(part) for part in cut(inputs, parts)]
-        return tf.concat([losses.expectations(r, architecture, value_scale) for r in raw], axis=0)
+        return tf.concat([losses.expectations(correct(r), architecture, value_scale) for r in raw], axis=0)
 
     return forward

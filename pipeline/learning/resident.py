@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -43,11 +43,14 @@ class Resident:
         return {"features": self.features[some], "packed": self.packed[some], **sequences}
 
 
-def resident(network: Network, rows: Rows, value_scale: Any) -> Resident:
+def resident(
+    network: Network, rows: Rows, value_scale: Any, positive_weights: Sequence[float] | None = None
+) -> Resident:
     """The chosen rows on the device. Labels under a zero mask are never looked at, whatever they hold.
 
     Args:
         value_scale: float32[H, 2], mean and deviation of log(value) of each head.
+        positive_weights: each head's weight of a positive row beside a negative one; 1 where None.
     Raises:
         ModelError: the network takes a sequence tensor that the rows do not have.
     """
@@ -66,6 +69,8 @@ def resident(network: Network, rows: Rows, value_scale: Any) -> Resident:
     packed = backend.empty_aligned((len(rows), 2 * heads), np.float32)
     packed[:, :heads] = to_array(encoded, backend)
     packed[:, heads:] = xp.where(known, rows.take("mask") * rows.take("weight")[:, None], 0)
+    if positive_weights is not None:
+        packed[:, heads:] *= xp.where(y > 0, xp.asarray(positive_weights, dtype=xp.float32), xp.float32(1))
     totals = backend.to_host(packed[:, heads:].astype(xp.float64).sum(axis=0))
     return Resident(tensor(z), tensor(packed), totals, sequences, places)
 

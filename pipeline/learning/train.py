@@ -15,7 +15,7 @@ from pipeline import config
 from pipeline.backend import backend_of
 from pipeline.errors import ModelError
 from pipeline.features.sequences import SequenceSpec
-from pipeline.learning import losses, models
+from pipeline.learning import imbalance, losses, models
 from pipeline.learning.labels import Label, describe
 from pipeline.learning.model import TrainedModel
 from pipeline.learning.models import Architecture, Head, Network
@@ -55,6 +55,7 @@ def train(
         raise ModelError("there are no training rows: shorten the horizons or split.holdout, or add history")
     started = time.perf_counter()
     labels = [describe(rows, h, head, settings.minimum_positives) for h, head in enumerate(heads)]
+    imbalance.weigh(labels, heads, settings)
     network = models.build(architecture(rows.X.shape[1], heads, settings, sequences), settings.seed)
     needed(rows.sequences, network.inputs)
     set_initial_bias(network, labels)
@@ -90,7 +91,7 @@ def architecture(
 
 def set_initial_bias(network: Network, labels: Sequence[Label]) -> None:
     """Let an untrained network predict each head's base rate."""
-    bias = losses.initial_bias(network.architecture, [label.rate for label in labels])
+    bias = losses.initial_bias(network.architecture, [imbalance.start(label) for label in labels])
     next(v for v in network.body.get_layer("heads").weights if "bias" in v.name).assign(bias)
 
 

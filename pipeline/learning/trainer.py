@@ -36,13 +36,16 @@ class Trainer:
         self.on_gpu = backend_of(rows.X).on_gpu
         batch = min(settings.batch_size, max(SMALLEST_BATCH, self.n // 20))
         self.batch = model.batch = min(batch, self.n)
-        self.base = np.array([base_loss(head, label) for head, label in zip(model.heads, model.labels, strict=True)])
-        self.rows = resident(model.network, rows, model.value_scale)
+        pairs = list(zip(model.heads, model.labels, strict=True))
+        self.base = np.array([base_loss(head, label.rate) for head, label in pairs])
+        taught = np.array([base_loss(head, label.taught) for head, label in pairs])
+        weights = [label.positive_weight for label in model.labels]
+        self.rows = resident(model.network, rows, model.value_scale, weights)
         self.valid = resident(model.network, valid, model.value_scale)
         # Per row, so that the mean over a batch is unbiased whatever rows it drew; unlearned heads weigh nothing.
         learned, totals = np.array([label.learned for label in model.labels]), self.rows.totals
         with np.errstate(divide="ignore"):
-            self.loss_weights = np.where(learned & (totals > 0), self.n / (totals * self.base**BALANCE), 0.0)
+            self.loss_weights = np.where(learned & (totals > 0), self.n / (totals * taught**BALANCE), 0.0)
         body = model.network.body
         self.optimizer = keras.optimizers.AdamW(settings.learning_rate, weight_decay=settings.weight_decay)
         self.optimizer.exclude_from_weight_decay(var_names=["bias"])
@@ -55,10 +58,11 @@ class Trainer:
         heads, parts = len(self.model.heads), shards(self.batch, self.on_gpu)
         part, steps, variables, optimizer = batch // parts, self.n // batch, body.trainable_variables, self.optimizer
         weights = tf.constant(self.loss_weights / batch, dtype=tf.float32)
+        gamma = max(label.gamma for label in self.model.labels)
 
         def gradient(inputs: dict[str, Any], packed: Any) -> tuple[Any, list[Any]]:
             with tf.GradientTape() as tape:
-                each = losses.losses(body(inputs, training=True), packed[:, :heads], architecture)
+                each = losses.losses(body(inputs, training=True), packed[:, :heads], architecture, gamma)
                 loss = tf.reduce_sum(each * packed[:, heads:] * weights)
             return loss, tape.gradient(loss, variables)
 
@@ -92,6 +96,7 @@ class Trainer:
 
     def _compile_validation(self) -> Any:
         body, architecture, heads = self.model.network.body, self.model.network.architecture, len(self.model.heads)
+        correct = self.model.correction
         parts = 1 if self.on_gpu else shards(8 * BLOCK, self.on_gpu)
 
         @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
@@ -99,7 +104,7 @@ class Trainer:
             results = []
             for part in cut(block, parts):
                 packed = part.pop("packed")
-                each = losses.losses(body(part, training=False), packed[:, :heads], architecture)
+                each = losses.losses(correct(body(part, training=False)), packed[:, :heads], architecture)
                 results.append(tf.reduce_sum(tf.where(packed[:, heads:] > 0, each * packed[:, heads:], 0.0), axis=0))
             return tf.add_n(results)
 
