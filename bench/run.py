@@ -5,6 +5,7 @@
     python -m bench.run scale --events 1e6,1e7,1e8,1e9 --limit 1200 --clean
     python -m bench.run train --help
     python -m bench.run quality --help
+    python -m bench.run imbalance --events 2e6
 
 Every measurement is a process of its own. Rounds go over all engines in turn, each round beginning with another one, so
 that a slow minute of the machine hits all. Before each, off the clock and for all alike: imports, compilation and
@@ -278,6 +279,10 @@ def main(arguments: list[str] | None = None) -> int:
         from bench import train
 
         return train.main(arguments[1:])
+    if arguments[:1] == ["imbalance"]:
+        from bench import imbalance
+
+        return imbalance.main(arguments[1:])
     if arguments[:1] == ["scale"]:
         from bench import scale
 
