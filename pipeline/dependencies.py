@@ -45,6 +45,7 @@ def train_key(context: Context) -> str:
         "as_known_at",
     }
     part = context.config.model_dump(mode="json", include=fields) | {"budgets": context.config.decide.budgets}
+    part |= {"gate": context.config.gate.model_dump(mode="json", exclude={"strict"})}
     part |= {"count_machines": context.config.quality.count_machines}
     ends = {client: context.as_of(client) for client in context.store.clients()}
     store = (context.config.store_uri, context.store.version())

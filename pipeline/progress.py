@@ -9,6 +9,11 @@ from types import TracebackType
 from typing import TextIO
 
 
+def say(text: str) -> None:
+    """A line of the command's own output."""
+    print(text, flush=True)
+
+
 def _count(n: float) -> str:
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if n >= size:

@@ -28,6 +28,7 @@ COMMANDS = {
     "train": "ingest, and a model for each client, measured on a hold-out in time",
     "decide": "everything up to the send/hold list",
     "report": "everything up to report.html",
+    "models": "list the model versions of each client, or put one in use: --use, --client",
     "verify": "check digests, sizes and row counts of the whole store",
     "compact": "merge small files of the store, as every run does for closed months",
     "clean": "remove orphans and files of old snapshots: --dry-run, --older-than",
@@ -40,6 +41,7 @@ OPTIONS = {
     "clean": ("dry_run", "older_than"),
     "forget": ("subscriber", "subscribers", "client"),
     "describe": ("json", "client", "model"),
+    "models": ("client", "use"),
 }
 
 DESCRIPTION = """\
@@ -59,8 +61,9 @@ examples:
 
 Any option of the configuration can be given as key=value; README lists them all.
 Finished stages are not redone: an interrupted run goes on where it stopped.
-Exit status: 0 done, 2 something you can mend (one message says what), 130 interrupted
-(Ctrl-C; a second one does not wait for the work in hand)."""
+Exit status: 0 done, 2 something you can mend (one message says what), 3 done, but a
+new model was refused and gate.strict is true, 130 interrupted (Ctrl-C; a second one
+does not wait for the work in hand)."""
 
 KEPT = "finished stages are kept; the same command goes on from there"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -117,7 +120,9 @@ def build_parser() -> argparse.ArgumentParser:
     forget = parser.add_argument_group("forget")
     forget.add_argument("--subscriber", action="append", metavar="ID", help="whom to forget; may be given again")
     forget.add_argument("--subscribers", metavar="FILE", help="or a file of ids, one a line")
-    both = parser.add_argument_group("describe, forget")
+    models = parser.add_argument_group("models")
+    models.add_argument("--use", metavar="VERSION", help="put this version of --client in use")
+    both = parser.add_argument_group("describe, forget, models")
     both.add_argument("--client", metavar="NAME", help="of this client only (every client's)")
     return parser
 
@@ -228,14 +233,21 @@ def _dispatch(command: str, overrides: list[str], options: argparse.Namespace) -
 
         describe(config, bool(options.json), options.client, options.model)
         return 0
+    if command == "models":
+        from pipeline.versions import list_versions, put_in_use
+
+        if options.use is None:
+            list_versions(config, options.client)
+        else:
+            put_in_use(config, options.use, options.client)
+        return 0
     if command in UPKEEP:
         from pipeline import forget, upkeep
 
         work = forget.forget if command == "forget" else getattr(upkeep, command)
         work(config, **{name: getattr(options, name) for name in OPTIONS.get(command, ())})
         return 0
-    stages.run(config, until="report" if command == "all" else command)
-    return 0
+    return stages.run(config, until="report" if command == "all" else command)
 
 
 if __name__ == "__main__":

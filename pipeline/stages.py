@@ -24,8 +24,8 @@ from pipeline.backend import Backend, choose, claim_device
 from pipeline.config import UNITS, Config, format_duration
 from pipeline.demo import with_source
 from pipeline.dependencies import audit_key, decide_key, rollup_key, train_key
-from pipeline.errors import ConfigError, EventgrainError, TooLittleError, did_you_mean
-from pipeline.progress import Progress
+from pipeline.errors import ConfigError, EventgrainError, did_you_mean
+from pipeline.progress import Progress, say
 from pipeline.rundir import STAGES, PeakMemory, RunDirectory
 
 if TYPE_CHECKING:
@@ -99,10 +99,6 @@ def timestamp(us: int) -> str:
     return (EPOCH + dt.timedelta(microseconds=us)).isoformat()
 
 
-def say(text: str) -> None:
-    print(text, flush=True)
-
-
 def simulate_log(config: Config, out: str, workers: int | None = None) -> None:
     """The command ``simulate``: write a log of ``config.simulate`` below ``out``."""
     from pipeline.events.simulate import simulate
@@ -113,9 +109,11 @@ def simulate_log(config: Config, out: str, workers: int | None = None) -> None:
     say(f"events: {Path(out) / 'events'}\ntruth:  {Path(out) / 'truth'}")
 
 
-def run(config: Config, until: str = "report") -> None:
+def run(config: Config, until: str = "report") -> int:
     """Run the stages up to ``until``, reusing what is finished.
 
+    Returns:
+        the exit status: 0, or under ``gate.strict`` that of a model that was refused.
     Raises:
         EventgrainError: with a message for the user; what was finished before stays.
     """
@@ -141,8 +139,11 @@ def run(config: Config, until: str = "report") -> None:
                 claim_device()
             directory.begin(_environment(backend, cluster))
             context = Context(config, backend, cluster, directory)
+            status = 0
             for name in wanted:
                 _run_stage(context, name)
+                if name == "train":
+                    status = _say_refusals(context)
                 if name == "ingest" and until != "ingest":
                     _check_against_log(context)
     say(f"done in {time.perf_counter() - began:.1f} s")
@@ -157,6 +158,17 @@ def run(config: Config, until: str = "report") -> None:
     width = max(len(str(path)) for path, _ in shown)
     for path, what in shown:
         say(f"  {path!s:<{width}}  {what}")
+    return status
+
+
+def _say_refusals(context: Context) -> int:
+    """Warn of what the gate refused, new or of an earlier run; returns the exit status that it asks for."""
+    from pipeline.training import REFUSED, refusals
+
+    warnings, refused = refusals(context)
+    for warning in warnings:
+        say(f"warning   {warning}")
+    return REFUSED if refused and context.config.gate.strict else 0
 
 
 def _check_against_log(context: Context) -> None:
@@ -333,60 +345,9 @@ def _rollup(context: Context) -> Outcome:
 
 
 def _train(context: Context) -> Outcome:
-    from pipeline.learning.client import train_client
+    from pipeline.training import train
 
-    models: dict[str, Any] = {}
-    untrained: dict[str, EventgrainError] = {}
-    rows = 0
-    _check_kinds(context)
-    for client in context.store.clients():
-        try:
-            trained = train_client(
-                context.store,
-                client,
-                context.config,
-                context.backend,
-                context.as_of(client),
-                context.run.path / "models",
-                context.run.path / "rollups",
-            )
-        except (TooLittleError, ConfigError) as error:
-            # One client's log may be too short or lack a kind; what is wrong for all of them is said below.
-            untrained[client] = error
-            say(f"          {client}: no model: {error}")
-            continue
-        models[client] = trained.metrics
-        rows += trained.rows
-        say(f"          {client}: {trained.line}")
-        say(f"          {client}: {trained.split}")
-        for lacking in trained.absent:
-            say(f"          {client}: without {lacking}")
-    if untrained and not models:
-        raise next(iter(untrained.values()))
-    line = f"{_clients(len(models))}, {rows:,} decision points"
-    if untrained:
-        line += f"; no model for {_clients(len(untrained))}"
-    reasons = {client: str(error) for client, error in untrained.items()}
-    return Outcome(line, rows, {"models": models, "untrained": reasons})
-
-
-def _check_kinds(context: Context) -> None:
-    """Outcomes that somebody wrote down are expected to happen; of the default ones a log may lack some.
-
-    Raises:
-        ConfigError: no client has events of an outcome's kinds.
-    """
-    config, store = context.config, context.store
-    if "outcomes" not in config.model_fields_set:
-        return
-    kinds = {kind for client in store.clients() for kind in store.kinds(client)}
-    for name, outcome in config.outcomes.items():
-        if not kinds.intersection(outcome.kinds):
-            hint = did_you_mean(outcome.kinds[0], sorted(kinds))
-            raise ConfigError(
-                f"outcomes.{name}: the log has no {' or '.join(map(repr, outcome.kinds))} events; {hint} "
-                "Mend the name, map the log's own with source.kinds, or remove the outcome"
-            )
+    return Outcome(*train(context))
 
 
 def _decide(context: Context) -> Outcome:
@@ -432,9 +393,9 @@ def _has_table(context: Context, name: str) -> bool:
 def _has_models(context: Context) -> bool:
     from pipeline.learning import registry
 
-    # Of the clients that have one: what could not be learnt from is no reason to train the others again.
-    trained = context.run.result("train").get("models", {})
-    return all(registry.intact(context.run.path / "models", client) for client in trained)
+    # Of the clients that are served: what could not be learnt from is no reason to train the others again.
+    served = [client for client, version in context.run.result("train").get("serving", {}).items() if version]
+    return registry.intact(context.run.path / "models", served)
 
 
 _STAGES = {

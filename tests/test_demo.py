@@ -20,6 +20,9 @@ SMALL = [
     "simulate.days=90",
     "model.epochs=3",
     "model.minimum_positives=5",
+    "model.minimum_positives_own=0",
+    "gate.minimum_positives=5",
+    "gate.calibration=[0.2, 5]",
     "windows=[7d,30d]",
 ]
 

@@ -34,6 +34,9 @@ def context(tmp: Path, *clients: str) -> Any:
     return made
 
 
+VERDICTS = {"bad": {"accepted": False, "reasons": ["click: expected/observed 3.00"], "set_aside": {}}}
+
+
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     done: list[str] = []
@@ -52,6 +55,10 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             line="",
             split="train before then",
             absent=("rates: the log has none",),
+            version="20260101T000000Z-0123456789abcdef",
+            serving="20260101T000000Z-0123456789abcdef",
+            gate=VERDICTS.get(client, {"accepted": True}),
+            pooled=client.startswith("tiny"),
         )
 
     monkeypatch.setattr(learning, "train_client", train_client)
@@ -89,10 +96,35 @@ def test_a_client_without_a_model_does_not_make_the_others_train_again(
 ) -> None:
     here = context(tmp_path, "a", "short")
     here.run.record("train", "key", stages._train(here).result, {})
-    monkeypatch.setattr("pipeline.learning.registry.intact", lambda models, client: client == "a")
+    monkeypatch.setattr("pipeline.learning.registry.intact", lambda models, clients: clients == ["a"])
     assert stages._has_models(here)
-    monkeypatch.setattr("pipeline.learning.registry.intact", lambda models, client: False)
+    monkeypatch.setattr("pipeline.learning.registry.intact", lambda models, clients: False)
     assert not stages._has_models(here)
+
+
+def test_a_refused_model_is_said_with_its_reason_and_who_serves(
+    tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = context(tmp_path, "a", "bad")
+    here.run.record("train", "key", stages._train(here).result, {})
+    serving: dict[str | None, str | None] = {"bad": "20250101T000000Z-aaaaaaaaaaaaaaaa", "a": None}
+    monkeypatch.setattr("pipeline.learning.registry.current", lambda models, client: serving[client])
+    capsys.readouterr()
+    assert stages._say_refusals(here) == 0
+    said = capsys.readouterr().out
+    assert said == (
+        "warning   bad: model 20260101T000000Z-0123456789abcdef is refused: click: expected/observed 3.00. "
+        "20250101T000000Z-aaaaaaaaaaaaaaaa keeps serving\n"
+    )
+    here.config = Config(name="test", runs=str(tmp_path), gate={"strict": True})  # type: ignore[arg-type]
+    assert stages._say_refusals(here) == 3
+    serving["bad"] = None
+    stages._say_refusals(here)
+    assert "Nobody is in its place" in capsys.readouterr().out.splitlines()[-1]
+    serving["bad"] = "20260101T000000Z-0123456789abcdef"  # by hand
+    assert stages._say_refusals(here) == 0
+    assert capsys.readouterr().out == ""
+    assert here.run.metrics()["gate"]["bad"]["reasons"] == ["click: expected/observed 3.00"]
 
 
 def test_lists_for_a_client_that_is_not_there_are_not_passed_over(
@@ -123,6 +155,7 @@ def test_lists_for_a_client_that_is_not_there_are_not_passed_over(
         {"windows": ["3d"]},
         {"model": {"epochs": 1}},
         {"quality": {"count_machines": True}},
+        {"gate": {"entropy": 0.99}},
     ],
     ids=lambda changed: next(iter(changed)),
 )

@@ -192,9 +192,32 @@ def models(metrics: Mapping[str, Any], config: Config) -> list[dict[str, Any]]:
                 "charts": charts,
                 "more": [o["chart"] for o in outcomes if o.get("chart")],
                 "outcomes": outcomes,
+                "gate": _gate(metrics, client),
             }
         )
     return found
+
+
+def _gate(metrics: Mapping[str, Any], client: str) -> dict[str, Any]:
+    """What the gate said of the client's new version, and which one serves."""
+    verdict = (metrics.get("gate") or {}).get(client) or {}
+    serving = ((metrics.get("decisions") or {}).get(client) or {}).get("model_version")
+    serving = serving or (metrics.get("serving") or {}).get(client)
+    refused = not verdict.get("accepted", True)
+    by_hand = refused and serving == verdict.get("version")
+    compared = {n: c.get("words", "") for n, c in (verdict.get("compared") or {}).items()}
+    return {
+        "version": verdict.get("version"),
+        "refused": refused,
+        "by_hand": by_hand,
+        "reasons": verdict.get("reasons") or [],
+        "set_aside": verdict.get("set_aside") or {},
+        "champion": verdict.get("champion"),
+        "compared": compared,
+        "drift": (verdict.get("drift") or {}).get("words", ""),
+        "serving": serving,
+        "pooled": (serving or "").startswith("@pooled/"),
+    }
 
 
 def _outcome(name: str, m: Mapping[str, Any]) -> dict[str, Any]:

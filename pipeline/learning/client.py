@@ -1,16 +1,20 @@
-"""One client's model, from the store to a version on disk: rows, training, hold-out, registry."""
+"""One client's model, from the store to a version on disk: rows, training, hold-out, gate, registry.
+
+A client of too few positives is served by the model pooled over all clients, and so is one whose own was refused before
+it had another.
+"""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.backend import Backend
-from pipeline.config import Config, format_duration
+from pipeline.config import UNITS, Config, format_duration
 from pipeline.errors import DataError, SourceError, TooLittleError
 from pipeline.features import preparation
 from pipeline.features import table as features
@@ -21,11 +25,14 @@ from pipeline.progress import Progress
 
 if TYPE_CHECKING:
     from pipeline.events.store import EventStore
+    from pipeline.learning.drift import Drift
     from pipeline.learning.model import TrainedModel
+    from pipeline.learning.pooled import Pool
     from pipeline.learning.rows import Rows
 
 MEMORY_SHARE = 0.4  # of what is free; joining the ranges' tables holds them twice for a moment
 SMALL = 200_000  # events, which one core goes through in less than a second
+LATEST = 7 * UNITS["d"]  # the latest decision points are those of so long before the last
 GPU_THREADS = 2  # one range is read while another is computed; more only want more device memory
 
 
@@ -33,6 +40,8 @@ GPU_THREADS = 2  # one range is read while another is computed; more only want m
 class ClientModel:
     """What training left: the version's name, how many decision points it saw, and metrics by outcome.
 
+    ``gate``: what was found of that version, see :class:`pipeline.learning.gate.Verdict`; ``serving``: the version that
+    is in use now, None where there is none; ``pooled``: it is the model of all clients, and none was trained for this.
     For the user to read: ``line``, the result; ``split``, where training, validation and hold-out are; ``absent``, the
     features that the log could not give.
     """
@@ -43,6 +52,9 @@ class ClientModel:
     line: str
     split: str = ""
     absent: tuple[str, ...] = ()
+    gate: dict[str, Any] = field(default_factory=dict)
+    serving: str | None = None
+    pooled: bool = False
 
 
 def train_client(
@@ -53,27 +65,61 @@ def train_client(
     as_of: int,
     models: Path,
     rollups: Path | None = None,
+    pool: Pool | None = None,
 ) -> ClientModel:
-    """Train, measure on the hold-out, and keep a client's model as the version in use.
+    """Train, measure on the hold-out, and keep a client's model: as the version in use unless the gate refuses it.
 
     Args:
         as_of: where the data end, microseconds UTC. models: the run's directory of models.
         rollups: the run's table of roll-ups, where it is of this store; context is counted from it.
+        pool: the model of all clients, for one that is too small; None: it gets a model of its own all the same.
     Raises:
         TooLittleError: nothing to learn from; DataError: more than fits the memory; ModelError: from training or the
         registry; ConfigError: the log of this client has no events of the kind that decisions are made at.
     """
+    from pipeline.learning.rows import select
+
+    small = pool is not None and pool.wanted(client)
+    if small and pool is not None and (served := _pooled(pool, client, models)):
+        return served
+    try:
+        table = training_table(store, client, config, backend, as_of, rollups)
+        rows = select(table, TRAIN)
+        if not len(rows):
+            raise TooLittleError(_too_short(store, client, config, as_of))
+    except TooLittleError:
+        if pool is not None and not small and (served := _pooled(pool, client, models)):
+            return served
+        raise
+    if pool is not None and not small and pool.too_few(_positives(rows, config)):
+        small = True
+        if served := _pooled(pool, client, models):
+            return served
+    own = _train_own(store, client, config, backend, as_of, models, rollups, table)
+    if own.serving is None and pool is not None and not small and (served := _pooled(pool, client, models)):
+        return replace(own, serving=served.serving)
+    return own
+
+
+def _train_own(
+    store: EventStore,
+    client: str,
+    config: Config,
+    backend: Backend,
+    as_of: int,
+    models: Path,
+    rollups: Path | None,
+    table: features.FeatureTable,
+) -> ClientModel:
+    from pipeline.learning import gate, registry
     from pipeline.learning import models as networks
-    from pipeline.learning import registry
     from pipeline.learning.baselines import baselines
+    from pipeline.learning.champion import champion_of
     from pipeline.learning.evaluate import evaluate
     from pipeline.learning.rows import select
     from pipeline.learning.selection import selected, train_selected
 
-    table = training_table(store, client, config, backend, as_of, rollups)
     rows, valid, holdout = (select(table, split) for split in (TRAIN, VALIDATION, HOLDOUT))
-    if not len(rows):
-        raise TooLittleError(_too_short(store, client, config, as_of))
     with Progress(f"train {client}", len(rows) * config.model.epochs, "samples") as progress:
         heads = networks.heads_of(config)
         model = train_selected(rows, valid, heads, config.model, progress, table.spec.sequences)
@@ -98,19 +144,65 @@ def train_client(
     spec = table.spec
     if model.selection is not None and not model.network.inputs:
         spec = replace(spec, sequences=None)  # they were there for kinds that were not chosen
-    end = np.datetime_as_string(np.datetime64(as_of, "us"), timezone="UTC")
+    ranges = config.partitions or _ranges(store, client, backend)
+    champion = champion_of(store, client, config, backend, as_of, models, table, rollups, ranges)
+    verdict = gate.judge(
+        config.gate,
+        model.heads,
+        model.notes,
+        metrics,
+        gate.Holdout.of(p, holdout, table),
+        champion,
+        _drifts(table, backend, config.model.seed),
+        config.model.seed,
+    )
+    gate.set_aside(model, verdict, metrics)
+    split = describe(SampleRequest.from_config(config, client, as_of, "train"))
+    counts = {"training": len(rows), "validation": len(valid), "hold-out": len(holdout)}
     version = registry.save_version(
-        models, client, model, spec, config, metrics, snapshot=store.version(), as_of=str(end)
+        models,
+        client,
+        model,
+        spec,
+        config,
+        metrics,
+        snapshot=store.version(),
+        as_of=str(np.datetime_as_string(np.datetime64(as_of, "us"), timezone="UTC")),
+        facts={"split": split, "rows": counts, "gate": verdict.to_dict()},
+        activate=verdict.accepted,
     )
     line = f"{len(table):,} decision points, {len(spec)} features, {model.network.architecture.kind}, "
     line += f"best epoch {model.best_epoch}, "
     line += f"{model.samples_per_second:,.0f} samples/s; " + "; ".join(_headline(n, m) for n, m in metrics.items())
     if model.selection is not None:
         line += f"; {selected(model.selection)}"
-    split = describe(SampleRequest.from_config(config, client, as_of, "train"))
     if table.counts.get("knew_less"):
         split += f"; {table.counts['knew_less']:,} decision points are without events that arrived after them"
-    return ClientModel(version, len(table), metrics, line, split, (*table.spec.absent, *unknown))
+    serving = registry.current(models, client)
+    absent = (*table.spec.absent, *unknown)
+    return ClientModel(version, len(table), metrics, line, split, absent, verdict.to_dict(), serving)
+
+
+def _pooled(pool: Pool, client: str, models: Path) -> ClientModel | None:
+    """The client served by the pooled model; None where that may not be used, or is bad for this client."""
+    from pipeline.learning import registry
+
+    found = pool.result
+    if found is None or found.version is None or not pool.helps:
+        return None
+    rows, metrics, wrong = pool.measure(client)
+    if wrong:
+        return None
+    registry.use(models, client, found.version)
+    line = f"{rows:,} decision points, too few positives for a model of its own: the pooled one is used; "
+    line += "; ".join(_headline(n, m) for n, m in metrics.items())
+    return ClientModel(found.version, rows, metrics, line, serving=found.version, pooled=True)
+
+
+def _positives(rows: Rows, config: Config) -> dict[str, int]:
+    """Training rows with each outcome."""
+    y, mask = rows.take("y"), rows.take("mask")
+    return {name: int(((y[:, h] > 0) & (mask[:, h] > 0)).sum()) for h, name in enumerate(config.outcomes)}
 
 
 def training_table(
@@ -145,6 +237,22 @@ def training_table(
     if not len(table):
         raise TooLittleError(_too_short(store, client, config, as_of))
     return table
+
+
+def _drifts(table: features.FeatureTable, backend: Backend, seed: int) -> list[Drift]:
+    """How far the features of the latest decision points are from those of training, see ``drift.py``."""
+    from pipeline.learning.drift import ROWS, Sample, drifts
+
+    at = backend.to_host(backend.column(table.keys["at"].astype("datetime64[us]"))).astype(np.int64)
+    key = backend.to_host(backend.column(table.keys["subscriber_key"]))
+    split = backend.to_host(table.split)
+    rng = np.random.default_rng(seed)
+    samples = []
+    for chosen in (split == TRAIN, (split == HOLDOUT) & (at >= at.max() - LATEST)):
+        index = np.flatnonzero(chosen)
+        index = np.sort(rng.choice(index, ROWS, replace=False)) if len(index) > ROWS else index
+        samples.append(Sample(backend.to_host(table.X[backend.asarray(index)]), at[index], key[index]))
+    return drifts(samples[0], samples[1], table.spec, int(at.min()))
 
 
 def _ranges(store: EventStore, client: str, backend: Backend) -> int | None:

@@ -1,9 +1,13 @@
 """Model versions on disk: written once, verified at every load, one of them in use.
 
 ``models/<client>/<version>/`` holds weights.npz (numbers only, never pickled), spec.json, config.yaml, model.json (the
-architecture and what is known of each head) and card.json, which names the SHA-256 of each of them. A version's name
-ends in the digest of its card, so a version vouches for all its bytes. ``current`` names the version in use and is
-replaced atomically. Loading executes nothing from a file: the network is built by our code and given numbers.
+architecture and what is known of each head), card.md for people, and card.json, which names the SHA-256 of each of
+them. A version's name ends in the digest of its card, so a version vouches for all its bytes. ``current`` names the
+version in use and is replaced atomically. Loading executes nothing from a file: the network is built by our code and
+given numbers.
+
+The versions of the model pooled over all clients are below ``models/@pooled``, which no client's folder can be called;
+here its client is None. A client that it serves has ``@pooled/<version>`` in its ``current``.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import re
 import shutil
 import tempfile
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,19 +31,23 @@ import numpy as np
 
 from pipeline.config import Config
 from pipeline.errors import ModelError
+from pipeline.learning.card import markdown
 
 if TYPE_CHECKING:
     from pipeline.features.spec import FeatureSpec
     from pipeline.learning.model import TrainedModel
 
-FORMAT = 1
-FILES = ("weights.npz", "spec.json", "config.yaml", "model.json")
+FORMAT = 2  # 2: a card in Markdown, and what the gate found
+FILES = ("weights.npz", "spec.json", "config.yaml", "model.json", "card.md")
+POOLED = "@pooled"
 VERSION = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{16}")
 LIBRARIES = ("eventgrain", "tensorflow", "tensorflow-cpu", "keras", "numpy", "pandas", "scikit-learn")
 
 
-def client_dir(models: str | Path, client: str) -> Path:
+def client_dir(models: str | Path, client: str | None) -> Path:
     """Where a client's versions are. Any name is safe: it is percent-encoded, a dot in front too."""
+    if client is None:
+        return Path(models) / POOLED
     if not client:
         raise ModelError("a model needs a client's name, found an empty one")
     name = urllib.parse.quote(client, safe="")
@@ -52,7 +60,7 @@ def client_dir(models: str | Path, client: str) -> Path:
 
 def save_version(
     models: str | Path,
-    client: str,
+    client: str | None,
     model: TrainedModel,
     spec: FeatureSpec,
     config: Config,
@@ -60,6 +68,7 @@ def save_version(
     *,
     snapshot: int | None = None,
     as_of: str | None = None,
+    facts: Mapping[str, Any] | None = None,
     activate: bool = True,
 ) -> str:
     """Write a new version and, with ``activate``, put it in use. Returns its name.
@@ -69,6 +78,8 @@ def save_version(
     Args:
         models: the run's models directory. metrics: strict JSON, as of ``evaluate``.
         snapshot: the store's version it was trained on. as_of: where its data end.
+        facts: further entries of the card, strict JSON: ``split`` and ``rows``, see :mod:`pipeline.learning.card`, and
+            ``gate``, see :class:`pipeline.learning.gate.Verdict`.
     Raises:
         ModelError: the metrics are not strict JSON, or the directory cannot be written.
     """
@@ -90,8 +101,11 @@ def save_version(
         "notes": model.notes,
         "training": model.training(),
         "libraries": {"python": platform.python_version(), **_libraries()},
-        "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
+        **(facts or {}),
     }
+    _json(card)  # before anything is made of it
+    contents["card.md"] = markdown(card, spec, config, model.describe()).encode()
+    card["sha256"] = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
     contents["card.json"] = _json(card)
     version = f"{now:%Y%m%dT%H%M%SZ}-{hashlib.sha256(contents['card.json']).hexdigest()[:16]}"
     home = client_dir(models, client)
@@ -102,8 +116,12 @@ def save_version(
             for name, data in contents.items():
                 _write(aside / name, data)
             aside.chmod(0o755)
-            if not (home / version).exists():
+            try:
                 aside.rename(home / version)
+            except OSError:
+                if not (home / version).is_dir():  # another process wrote the same bytes
+                    raise
+            _sync(home)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
@@ -113,53 +131,84 @@ def save_version(
     return version
 
 
-def use(models: str | Path, client: str, version: str) -> None:
+def use(models: str | Path, client: str | None, version: str) -> None:
     """Put a version in use, atomically: a reader sees the old name or the new one.
 
+    Args:
+        version: one of the client's, or ``@pooled/<version>``.
     Raises:
-        ModelError: there is no such version, or the directory cannot be written.
+        ModelError: there is no such version, it is not what was written, or the directory cannot be written.
     """
     home = client_dir(models, client)
-    if version not in (known := versions(models, client)):
+    folder = version_dir(models, client, version)
+    if not folder.is_dir():
+        known = versions(models, client)
         raise ModelError(f"there is no model version {version!r} in {home}; there are: {', '.join(known) or 'none'}")
+    _verified(folder)
     try:
+        home.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=".current-", dir=home)
         os.close(handle)
         _write(Path(name), version.encode() + b"\n")
         Path(name).chmod(0o644)
         Path(name).replace(home / "current")
+        _sync(home)
     except OSError as error:
         raise ModelError(f"cannot put model version {version} in use in {home}: {error.strerror}") from None
 
 
 def clients(models: str | Path) -> list[str]:
-    """The clients that have versions, sorted, as their cards name them."""
+    """The clients that have versions, as their cards name them, or are served by the pooled model, sorted."""
     homes = [p for p in Path(models).iterdir() if p.is_dir()] if Path(models).is_dir() else []
     found = []
     for home in homes:
         cards = sorted(home.glob("*/card.json"))
+        if home.name == POOLED:
+            continue
         if cards:
             found.append(str(json.loads(cards[-1].read_bytes())["client"]))
+        elif (home / "current").is_file():
+            found.append(urllib.parse.unquote(home.name))
     return sorted(found)
 
 
-def versions(models: str | Path, client: str) -> list[str]:
+def versions(models: str | Path, client: str | None) -> list[str]:
     """A client's versions, oldest first."""
     home = client_dir(models, client)
     return sorted(p.name for p in home.iterdir() if VERSION.fullmatch(p.name)) if home.is_dir() else []
 
 
-def current(models: str | Path, client: str) -> str | None:
-    """The version in use, or None where the client has none. Raises ModelError for a damaged ``current``."""
+def current(models: str | Path, client: str | None) -> str | None:
+    """The version in use, or None where the client has none. Raises ModelError for a damaged ``current``.
+
+    ``@pooled/<version>`` where the model pooled over all clients serves this one.
+    """
     try:
         name = (client_dir(models, client) / "current").read_text(encoding="utf-8").strip()
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"cannot read which model of client {client!r} is in use: {error}") from None
-    if not VERSION.fullmatch(name):
-        raise ModelError(f"'current' of client {client!r} names {name[:80]!r}, which is no version; train again")
+        raise ModelError(f"cannot read which model of {_whose(client)} is in use: {error}") from None
+    if not VERSION.fullmatch(name if client is None else name.removeprefix(f"{POOLED}/")):
+        raise ModelError(f"'current' of {_whose(client)} names {name[:80]!r}, which is no version; train again")
     return name
+
+
+def version_dir(models: str | Path, client: str | None, version: str) -> Path:
+    """The folder of a client's version, or of a pooled one, ``@pooled/<version>``.
+
+    Raises:
+        ModelError: that is not the name of a version.
+    """
+    pooled, name = version.startswith(f"{POOLED}/"), version.removeprefix(f"{POOLED}/")
+    if not VERSION.fullmatch(name):
+        raise ModelError(f"{version[:80]!r} is not the name of a model version")
+    return client_dir(models, None if pooled else client) / name
+
+
+def card(models: str | Path, client: str | None, version: str) -> dict[str, Any]:
+    """The verified card of a version; opens no TensorFlow. Raises ModelError: a file is missing or changed."""
+    return _verified(version_dir(models, client, version))[0]
 
 
 def cited_snapshots(models: str | Path) -> set[int]:
@@ -180,16 +229,20 @@ def cited_snapshots(models: str | Path) -> set[int]:
     return found
 
 
-def intact(models: str | Path, client: str) -> bool:
-    """Whether the client has a version in use whose files are what was written; opens no TensorFlow."""
+def intact(models: str | Path, clients: Iterable[str]) -> bool:
+    """Whether each client has a version in use whose files are what was written; opens no TensorFlow.
+
+    A version that serves several of them is read once.
+    """
     try:
-        version = current(models, client)
-        return version is not None and bool(_verified(client_dir(models, client) / version, version))
+        used = {client: current(models, client) for client in clients}
+        folders = {version_dir(models, client, version or "none") for client, version in used.items()}
+        return all(bool(_verified(folder)) for folder in folders)
     except ModelError:
         return False
 
 
-def load_current(models: str | Path, client: str) -> tuple[TrainedModel, FeatureSpec, dict[str, Any]]:
+def load_current(models: str | Path, client: str | None) -> tuple[TrainedModel, FeatureSpec, dict[str, Any]]:
     """The model in use, its feature specification and its card, all verified.
 
     Raises:
@@ -197,11 +250,11 @@ def load_current(models: str | Path, client: str) -> tuple[TrainedModel, Feature
     """
     version = current(models, client)
     if version is None:
-        raise ModelError(f"client {client!r} has no model yet in {Path(models)}: run train first")
+        raise ModelError(f"{_whose(client)} has no model yet in {Path(models)}: run train first")
     return load_version(models, client, version)
 
 
-def specification(models: str | Path, client: str, version: str) -> FeatureSpec:
+def specification(models: str | Path, client: str | None, version: str) -> FeatureSpec:
     """The verified feature specification of a version; opens no TensorFlow.
 
     Raises:
@@ -209,16 +262,18 @@ def specification(models: str | Path, client: str, version: str) -> FeatureSpec:
     """
     from pipeline.features.spec import FeatureSpec
 
-    _, contents = _verified(client_dir(models, client) / version, version)
+    _, contents = _verified(version_dir(models, client, version))
     return FeatureSpec.from_json(contents["spec.json"].decode())
 
 
-def load_version(models: str | Path, client: str, version: str) -> tuple[TrainedModel, FeatureSpec, dict[str, Any]]:
+def load_version(
+    models: str | Path, client: str | None, version: str
+) -> tuple[TrainedModel, FeatureSpec, dict[str, Any]]:
     """As :func:`load_current`, of a named version."""
     from pipeline.features.spec import FeatureSpec
     from pipeline.learning.model import TrainedModel
 
-    card, contents = _verified(client_dir(models, client) / version, version)
+    card, contents = _verified(version_dir(models, client, version))
     weights = _unpack(contents["weights.npz"])
     model = TrainedModel.restore(json.loads(contents["model.json"]), weights, card["training"])
     spec = FeatureSpec.from_json(contents["spec.json"].decode())
@@ -227,21 +282,17 @@ def load_version(models: str | Path, client: str, version: str) -> tuple[Trained
     return model, spec, card
 
 
-def _verified(folder: Path, version: str) -> tuple[dict[str, Any], dict[str, bytes]]:
+def _verified(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     """The card and the bytes of every file, once their digests are right. What is verified is what is used."""
-    if not VERSION.fullmatch(version):
-        raise ModelError(f"{version!r} is not the name of a model version")
-    found = {}
-    for name in ("card.json", *FILES):
-        try:
-            found[name] = (folder / name).read_bytes()
-        except OSError as error:
-            raise ModelError(f"model version {folder}: cannot read {name} ({error.strerror}); train again") from None
-    if hashlib.sha256(found["card.json"]).hexdigest()[:16] != version[-16:]:
+    data = _read(folder, "card.json")
+    if hashlib.sha256(data).hexdigest()[:16] != folder.name[-16:]:
         raise ModelError(f"model version {folder}: card.json was changed after it was written; train again")
-    card = json.loads(found.pop("card.json"))
+    card = json.loads(data)
     if card.get("format") != FORMAT:
-        raise ModelError(f"model version {folder} has format {card.get('format')!r}, this version reads {FORMAT}")
+        raise ModelError(
+            f"model version {folder} has format {card.get('format')!r}, this version reads {FORMAT}; train again"
+        )
+    found = {name: _read(folder, name) for name in FILES}
     for name, data in found.items():
         digest, expected = hashlib.sha256(data).hexdigest(), str(card["sha256"].get(name))
         if digest != expected:
@@ -250,6 +301,17 @@ def _verified(folder: Path, version: str) -> tuple[dict[str, Any], dict[str, byt
                 f"the card says {expected[:12]}); put another version in use or train again"
             )
     return card, found
+
+
+def _read(folder: Path, name: str) -> bytes:
+    try:
+        return (folder / name).read_bytes()
+    except OSError as error:
+        raise ModelError(f"model version {folder}: cannot read {name} ({error.strerror}); train again") from None
+
+
+def _whose(client: str | None) -> str:
+    return "the pooled model" if client is None else f"client {client!r}"
 
 
 def _pack(weights: Mapping[str, np.ndarray]) -> bytes:
@@ -275,6 +337,15 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Make what was renamed in a folder outlast a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _libraries() -> dict[str, str]:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +42,7 @@ def model() -> TrainedModel:
     return train(DATA.rows, None, heads, Model(hidden=[4], epochs=2, minimum_positives=200, batch_size=256))
 
 
-def save(root: Path, model: TrainedModel, client: str = "acme", **options: bool) -> str:
+def save(root: Path, model: TrainedModel, client: str | None = "acme", **options: Any) -> str:
     return registry.save_version(
         root, client, model, SPEC, Config(), METRICS, snapshot=7, as_of="2026-10-01", **options
     )
@@ -66,12 +68,23 @@ def test_what_was_saved_is_what_is_loaded(tmp_path: Path, model: TrainedModel) -
 
 @pytest.mark.parametrize("name", ["card.json", *registry.FILES])
 def test_a_changed_file_is_refused(tmp_path: Path, model: TrainedModel, name: str) -> None:
-    path = registry.client_dir(tmp_path, "acme") / save(tmp_path, model) / name
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    version = save(tmp_path, model)
+    path = registry.client_dir(tmp_path, "acme") / version / name
+    written = path.read_bytes()
+    places = range(0, len(written), max(len(written) // 40, 1))
+    for place in {*places, len(written) - 1}:
+        content = bytearray(written)
+        content[place] ^= 1 << place % 8
+        path.write_bytes(content)
+        with pytest.raises(ModelError, match=rf"{name} was changed"):
+            registry.load_current(tmp_path, "acme")
     with pytest.raises(ModelError, match=rf"{name} was changed"):
-        registry.load_current(tmp_path, "acme")
+        registry.use(tmp_path, "acme", version)
+    with pytest.raises(ModelError, match=rf"{name} was changed"):
+        registry.card(tmp_path, "acme", version)
+    assert not registry.intact(tmp_path, ["acme"])
+    path.write_bytes(written)
+    assert registry.intact(tmp_path, ["acme"])
     path.unlink()
     with pytest.raises(ModelError, match=f"cannot read {name}"):
         registry.load_current(tmp_path, "acme")
@@ -102,7 +115,10 @@ def test_current_is_the_latest_activated(tmp_path: Path, model: TrainedModel) ->
     assert left == []
 
 
-@pytest.mark.parametrize("named", ["../../x", "", "20260101T000000Z-0123456789abcdef/../.."])
+NAMED = ["../../x", "", "20260101T000000Z-0123456789abcdef/../..", "@pooled/../acme", "@pooled/", "@pooled/@pooled/x"]
+
+
+@pytest.mark.parametrize("named", NAMED)
 def test_a_damaged_current_is_refused(tmp_path: Path, model: TrainedModel, named: str) -> None:
     save(tmp_path, model)
     (registry.client_dir(tmp_path, "acme") / "current").write_text(named)
@@ -137,3 +153,91 @@ def test_a_directory_that_cannot_be_written(tmp_path: Path, model: TrainedModel)
     (tmp_path / "models").write_text("a file in the way")
     with pytest.raises(ModelError, match="cannot write a model version"):
         save(tmp_path / "models", model)
+
+
+def test_a_version_that_is_elsewhere_is_not_loaded(tmp_path: Path, model: TrainedModel) -> None:
+    version = save(tmp_path, model, "other")
+    save(tmp_path, model)
+    (registry.client_dir(tmp_path, "acme") / "current").write_text(version[:-1] + "0")
+    with pytest.raises(ModelError, match=r"cannot read card\.json"):
+        registry.load_current(tmp_path, "acme")
+    with pytest.raises(ModelError, match="not the name of a model version"):
+        registry.load_version(tmp_path, "acme", f"../other/{version}")
+    with pytest.raises(ModelError, match="not the name of a model version"):
+        registry.use(tmp_path, "acme", f"../other/{version}")
+
+
+def test_the_card_for_people_says_what_card_json_says(tmp_path: Path, model: TrainedModel) -> None:
+    metrics = {
+        "unsubscribe": {
+            "rows": 5000,
+            "positives": 40,
+            "base_rate": 0.008,
+            "pr_auc": 0.0213,
+            "normalized_entropy": 0.951,
+            "intervals": {"pr_auc": [0.0151, 0.0302]},
+            "baselines": {"base_rate": {"pr_auc": 0.008}},
+        }
+    }
+    gate = {"accepted": False, "reasons": ["unsubscribe: expected/observed 1.40"], "champion": "V1"}
+    facts = {"gate": gate, "split": "train before 2026-09-01", "rows": {"training": 12_345}}
+    version = registry.save_version(tmp_path, "a|<b>", model, SPEC, Config(), metrics, facts=facts, activate=False)
+    text = (registry.client_dir(tmp_path, "a|<b>") / version / "card.md").read_text()
+    for said in (
+        r"client a\|\<b>",
+        "**unsubscribe**: the probability of unsubscribe or complaint within 7d, of the same campaign",
+        "12,345 training",
+        "train before 2026-09-01",
+        "40 positive of 5,000 hold-out rows, base rate 0.008",
+        "| score | PR-AUC | normalized entropy |",
+        "| this model | 0.0213 (0.0151 to 0.0302) | 0.951 |",
+        "| base rate | 0.008 | - |",
+        "**Refused: it must not go live.** The version in use was `V1`.",
+        "unsubscribe: expected/observed 1.40",
+        "## Limits",
+    ):
+        assert said in text
+    assert registry.card(tmp_path, "a|<b>", version)["gate"] == gate
+    assert registry.current(tmp_path, "a|<b>") is None
+
+
+def test_the_pooled_model_serves_a_client(tmp_path: Path, model: TrainedModel) -> None:
+    version = save(tmp_path, model, None)
+    assert (tmp_path / "@pooled" / version / "card.md").is_file()
+    assert registry.current(tmp_path, None) == version
+    registry.use(tmp_path, "tiny/one", f"@pooled/{version}")
+    assert registry.current(tmp_path, "tiny/one") == f"@pooled/{version}"
+    loaded, _, card = registry.load_current(tmp_path, "tiny/one")
+    np.testing.assert_array_equal(loaded.predict(DATA.rows.X), model.predict(DATA.rows.X))
+    assert card["client"] is None
+    assert registry.specification(tmp_path, "tiny/one", f"@pooled/{version}") == SPEC
+    assert registry.clients(tmp_path) == ["tiny/one"]
+    assert registry.cited_snapshots(tmp_path) == {7}
+    assert registry.client_dir(tmp_path, "@pooled") != tmp_path / "@pooled"  # a client of that name has its own
+    with pytest.raises(ModelError, match="there is no model version"):
+        registry.use(tmp_path, "acme", "@pooled/20260101T000000Z-0123456789abcdef")
+    assert registry.intact(tmp_path, ["tiny/one"])
+    assert not registry.intact(tmp_path, ["tiny/one", "acme"])
+
+
+def test_trainings_at_once_leave_whole_versions(tmp_path: Path, model: TrainedModel) -> None:
+    versions: list[str] = []
+    start = threading.Barrier(6)
+
+    def train_one(i: int) -> None:
+        start.wait()
+        # Half of them write the very same bytes, so that two processes want one name.
+        metrics = {"round": i % 3}
+        versions.append(registry.save_version(tmp_path, "acme", model, SPEC, Config(), metrics))
+
+    threads = [threading.Thread(target=train_one, args=(i,)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(versions) == 6
+    assert set(registry.versions(tmp_path, "acme")) == set(versions)
+    for version in versions:
+        registry.load_version(tmp_path, "acme", version)
+    assert registry.current(tmp_path, "acme") in versions
+    assert [p.name for p in registry.client_dir(tmp_path, "acme").iterdir() if p.name.startswith(".")] == []

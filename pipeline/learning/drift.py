@@ -1,0 +1,116 @@
+"""Whether the rows that a model meets still look like those it learned from: the population stability index.
+
+PSI = sum over bins of (q - p) ln(q / p), p and q the shares of the training rows and of the latest ones in bins of
+equal training mass. Two samples of one population have a PSI too: about (1/n + 1/m) times a chi-square of (bins - 1)
+degrees of freedom (Yurdakul and Naranjo 2020), n and m the sizes. What chance can explain, with that many features
+looked at, is taken off before the threshold; n and m count subscribers, because rows of one subscriber are alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from pipeline.features.spec import Feature, FeatureSpec
+
+BINS = 10
+ROWS = 50_000  # of each side; more change no share by as much as a hundredth
+CHANCE = 0.001  # of calling any feature of an unchanged population drifted
+
+
+@dataclass(frozen=True)
+class Drift:
+    """One feature: its ``psi``, and ``noise``, what chance alone seldom exceeds."""
+
+    name: str
+    psi: float
+    noise: float
+
+    @property
+    def beyond_noise(self) -> float:
+        return max(self.psi - self.noise, 0.0)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some decision points on the host. ``X``: float32[n, F]; ``at``: int64[n], microseconds UTC; ``subscriber``:
+    int64[n]."""
+
+    X: np.ndarray
+    at: np.ndarray
+    subscriber: np.ndarray
+
+    def since(self, time: int) -> Sample:
+        chosen = self.at >= time
+        return Sample(self.X[chosen], self.at[chosen], self.subscriber[chosen])
+
+    @property
+    def subscribers(self) -> int:
+        return len(np.unique(self.subscriber))
+
+
+def reach(feature: Feature, cap: int) -> int | None:
+    """How far back a feature looks, microseconds; None where its distribution changes though nobody behaves otherwise.
+
+    What counts a whole history grows with it; a rate of the client or of an hour is one number a day; and the hour of a
+    decision is the sender's choice, made once for thousands of rows.
+
+    Args:
+        cap: the longest recency, see ``FeatureSpec.cap``.
+    """
+    if feature.op == "context":
+        return None
+    if feature.window is None and (feature.op == "recency" or (feature.op, feature.how) == ("gap", "last")):
+        return cap
+    return feature.window
+
+
+def drifts(train: Sample, latest: Sample, spec: FeatureSpec, first: int) -> list[Drift]:
+    """Every feature that can be judged, the most drifted first.
+
+    A feature is compared with the training rows from which it could look back as far as it does: before, the log's
+    beginning is in its window, and rows there are others. One that no training row could is not judged.
+
+    Args:
+        first: when the log begins, microseconds UTC.
+    """
+    if not len(latest.X):
+        return []
+    looks = {j: back for j, feature in enumerate(spec.features) if (back := reach(feature, spec.cap)) is not None}
+    found = []
+    for back in sorted(set(looks.values())):
+        full = train.since(first + back)
+        if not len(full.X):
+            continue
+        size = 1 / full.subscribers + 1 / latest.subscribers
+        for j in (j for j, other in looks.items() if other == back):
+            value, bins = psi(full.X[:, j], latest.X[:, j])
+            found.append(Drift(spec.features[j].name, value, chi_square(1 - CHANCE / len(looks), bins - 1) * size))
+    return sorted(found, key=lambda d: (-d.beyond_noise, -d.psi, d.name))
+
+
+def psi(expected: np.ndarray, actual: np.ndarray, bins: int = BINS) -> tuple[float, int]:
+    """The population stability index, and how many bins it took: equal values share one, so there may be fewer.
+
+    Args:
+        expected, actual: float[n] and float[m]; bins are cut at quantiles of ``expected``. An empty bin counts half a
+            row, so that a value never seen before is a large number and not an infinite one.
+    """
+    edges = np.unique(np.quantile(expected, np.arange(1, bins) / bins, method="inverted_cdf"))
+    # Above the last edge there may be no training row: then that bin is for what training never saw.
+    shares = []
+    for values in (expected, actual):
+        counts = np.bincount(np.searchsorted(edges, values, side="left"), minlength=len(edges) + 1) + 0.5
+        shares.append(counts / counts.sum())
+    p, q = shares
+    return float(((q - p) * np.log(q / p)).sum()), len(edges) + 1
+
+
+def chi_square(share: float, degrees: int) -> float:
+    """The quantile of a chi-square distribution, within 12% for shares near 1 (Wilson and Hilferty 1931)."""
+    if degrees < 1:
+        return 0.0
+    width = 2 / (9 * degrees)
+    return float(degrees * (1 - width + NormalDist().inv_cdf(share) * width**0.5) ** 3)

@@ -1,0 +1,141 @@
+"""The stage that trains: every client's model, what the gate refused, and who serves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import ConfigError, EventgrainError, TooLittleError, did_you_mean
+from pipeline.progress import say
+
+if TYPE_CHECKING:
+    from pipeline.learning.pooled import Pool
+    from pipeline.stages import Context
+
+SHOWN = 20  # clients of the pooled model that get a line of their own
+REFUSED = 3  # the exit status of a refusal under gate.strict
+
+
+def train(context: Context) -> tuple[str, int, dict[str, Any]]:
+    """Train each client's model: a line for the user, the decision points, and the stage's result.
+
+    Raises:
+        EventgrainError: no client has a model; that of the first client.
+    """
+    from pipeline.learning.client import train_client
+
+    models, pool = context.run.path / "models", pool_of(context)
+    result: dict[str, dict[str, Any]] = {"models": {}, "untrained": {}, "gate": {}, "serving": {}}
+    untrained: dict[str, EventgrainError] = {}
+    rows = pooled = 0
+    _check_kinds(context)
+    for client in context.store.clients():
+        try:
+            trained = train_client(
+                context.store,
+                client,
+                context.config,
+                context.backend,
+                context.as_of(client),
+                models,
+                context.run.path / "rollups",
+                pool,
+            )
+        except (TooLittleError, ConfigError) as error:
+            # One client's log may be too short or lack a kind; what is wrong for all of them is said below.
+            untrained[client] = error
+            say(f"          {client}: no model: {error}")
+            continue
+        rows += trained.rows
+        result["models"][client] = trained.metrics
+        result["serving"][client] = trained.serving
+        pooled += trained.pooled
+        if not trained.pooled:
+            result["gate"][client] = {"version": trained.version, **trained.gate}
+        if not trained.pooled or pooled <= SHOWN:
+            lines = (trained.line, trained.split, *(f"without {lacking}" for lacking in trained.absent))
+            for line in filter(None, lines):
+                say(f"          {client}: {line}")
+    if untrained and not result["models"]:
+        raise next(iter(untrained.values()))
+    if pooled > SHOWN:
+        say(f"          {pooled - SHOWN:,} more clients of too few positives: the pooled model is used")
+    line = f"{_clients(len(result['models']))}, {rows:,} decision points"
+    if pooled:
+        line += f"; {_clients(pooled)} with the pooled model"
+    if untrained:
+        line += f"; no model for {_clients(len(untrained))}"
+    result["untrained"] = {client: str(error) for client, error in untrained.items()}
+    return line, rows, {**result, **_of_pool(pool)}
+
+
+def pool_of(context: Context) -> Pool | None:
+    """The model of all clients; None where each is to have its own, or there is only one."""
+    if not context.config.model.minimum_positives_own or len(context.store.clients()) < 2:
+        return None
+    from pipeline.learning.pooled import Pool
+
+    models = context.run.path / "models"
+    return Pool(context.store, context.config, context.backend, context.as_of, models)
+
+
+def _of_pool(pool: Pool | None) -> dict[str, Any]:
+    """What metrics.json says of the pooled model, where it was trained."""
+    found = None if pool is None else pool.trained
+    if found is None:
+        return {}
+    about = {"version": found.trained, "serving": found.version, "clients": found.clients, "rows": len(found.table)}
+    return {"pooled": {**about, "metrics": found.metrics, "gate": found.verdict.to_dict()}}
+
+
+def refusals(context: Context) -> tuple[list[str], int]:
+    """What the gate found at the last training, in words, with who serves; and how many versions it refused.
+
+    A version that somebody has put in use by hand since is refused no more.
+    """
+    from pipeline.learning import registry
+
+    result, models = context.run.result("train"), context.run.path / "models"
+    found, refused = [], 0
+    for client, verdict in result.get("gate", {}).items():
+        if verdict.get("accepted", True):
+            for name, why in verdict.get("set_aside", {}).items():
+                found.append(f"{client}: no model for {name}, its base rate is used: {why}")
+            continue
+        serving = registry.current(models, client)
+        if serving != verdict["version"]:
+            refused += 1
+            reasons = "; ".join(verdict["reasons"])
+            found.append(f"{client}: model {verdict['version']} is refused: {reasons}. {_who(serving)}")
+    pooled = result.get("pooled", {})
+    if pooled and not pooled["gate"]["accepted"] and registry.current(models, None) != pooled["version"]:
+        refused += 1
+        reasons, serving = "; ".join(pooled["gate"]["reasons"]), registry.current(models, None)
+        found.append(f"the pooled model {pooled['version']} is refused: {reasons}. {_who(serving)}")
+    return found, refused
+
+
+def _who(serving: str | None) -> str:
+    return f"{serving} keeps serving" if serving else "Nobody is in its place: its subscribers are unscored"
+
+
+def _check_kinds(context: Context) -> None:
+    """Outcomes that somebody wrote down are expected to happen; of the default ones a log may lack some.
+
+    Raises:
+        ConfigError: no client has events of an outcome's kinds.
+    """
+    config, store = context.config, context.store
+    if "outcomes" not in config.model_fields_set:
+        return
+    kinds = {kind for client in store.clients() for kind in store.kinds(client)}
+    for name, outcome in config.outcomes.items():
+        if not kinds.intersection(outcome.kinds):
+            hint = did_you_mean(outcome.kinds[0], sorted(kinds))
+            raise ConfigError(
+                f"outcomes.{name}: the log has no {' or '.join(map(repr, outcome.kinds))} events; {hint} "
+                "Mend the name, map the log's own with source.kinds, or remove the outcome"
+            )
+
+
+def _clients(number: int) -> str:
+    return f"{number:,} client" + ("" if number == 1 else "s")

@@ -1,0 +1,163 @@
+"""One model for all small clients: how often it is trained, who gets it, and how good it is for a new client."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline import stages, training
+from pipeline.backend import PANDAS
+from pipeline.config import Config
+from pipeline.events.store import EventStore
+from pipeline.features import table as features
+from pipeline.learning import registry
+from pipeline.learning import train as loop
+from pipeline.learning.client import train_client, training_table
+from pipeline.learning.pooled import Pool, deciding, water_level, whose
+from pipeline.rundir import RunDirectory
+from tests.learning.logs import open_log
+
+TINY = {f"tiny {i:03d}": 6 for i in range(120)}
+BIG = {"big": 120}
+NEW = {"new": 12, "new and keen": 12}
+
+
+def context_of(store: EventStore, config: Config) -> Any:
+    made = stages.Context(config, PANDAS, None, RunDirectory(config))  # type: ignore[arg-type]
+    made.__dict__["store"] = store
+    return made
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    levels = {name: float(level) for name, level in zip(TINY, np.linspace(-2.5, 0.5, len(TINY)), strict=True)}
+    store, config = open_log(
+        tmp_path_factory.mktemp("pooled"),
+        {**TINY, **BIG, **NEW},
+        {**levels, "new and keen": 0.5},
+        {"new": 84, "new and keen": 84},
+    )
+    calls: list[int] = []
+    original = loop.train
+
+    def counted(rows: Any, *rest: Any) -> Any:
+        calls.append(len(rows))
+        return original(rows, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "train", counted)
+        here = context_of(store, config)
+        started = time.perf_counter()
+        line, rows, result = training.train(here)
+        seconds = time.perf_counter() - started
+    print(f"{len(store.clients())} clients, {seconds:.1f} s, {1000 * seconds / len(store.clients()):.0f} ms a client")
+    found = {"store": store, "config": config, "calls": calls, "line": line, "rows": rows, "result": result}
+    return {**found, "models": here.run.path / "models", "seconds": seconds}
+
+
+def test_hundreds_of_tiny_clients_are_one_training(trained: dict[str, Any]) -> None:
+    assert len(trained["calls"]) == 2  # the pooled one, and that of the client that is large enough
+    assert len(registry.versions(trained["models"], None)) == 1
+    named = f"@pooled/{registry.versions(trained['models'], None)[0]}"
+    serving = trained["result"]["serving"]
+    assert {serving[client] for client in (*TINY, *NEW)} == {named}
+    assert serving["big"] == registry.versions(trained["models"], "big")[0]
+    assert trained["result"]["gate"].keys() == {"big"}
+    assert trained["result"]["pooled"]["clients"] == len(TINY) + 3
+    assert trained["result"]["pooled"]["gate"]["accepted"]
+    assert "122 clients with the pooled model" in trained["line"]
+    assert registry.intact(trained["models"], [*TINY, "big", *NEW])
+
+
+def test_a_new_client_gets_no_confident_nonsense(trained: dict[str, Any]) -> None:
+    for client in NEW:
+        metrics = trained["result"]["models"][client]["open"]
+        assert metrics["rows"] > 50
+        # No worse than a rate that is known to nobody at the time: that of all clients.
+        assert metrics["log_loss"] < metrics["baselines"]["base_rate"]["log_loss"]
+        assert 0.6 < metrics["expected_over_observed"] < 1.6
+
+
+def test_tiny_clients_of_any_level_are_served_better_than_by_their_base_rate(trained: dict[str, Any]) -> None:
+    models = trained["result"]["models"]
+    loss, base, expected, observed = np.array(
+        [
+            (
+                m["rows"] * m["log_loss"],
+                m["rows"] * m["baselines"]["base_rate"]["log_loss"],
+                m["expected_over_observed"] * m["positives"],
+                m["positives"],
+            )
+            for m in (models[client]["open"] for client in TINY)
+            if m["positives"]
+        ]
+    ).sum(axis=0)
+    assert loss < 0.97 * base
+    assert 0.9 < expected / observed < 1.1
+
+
+def test_tiny_clients_would_do_worse_with_models_of_their_own(trained: dict[str, Any], tmp_path: Path) -> None:
+    store, config = trained["store"], trained["config"]
+    lenient = config.model_copy(update={"model": config.model.model_copy(update={"minimum_positives": 1})})
+    own = pooled = 0.0
+    for client in [*TINY][60:64]:
+        found = train_client(store, client, lenient, PANDAS, store.last_full_day(client), tmp_path)
+        own += found.metrics["open"]["rows"] * found.metrics["open"]["log_loss"]
+        served = trained["result"]["models"][client]["open"]
+        assert served["rows"] == found.metrics["open"]["rows"]
+        pooled += served["rows"] * served["log_loss"]
+    assert pooled < own
+
+
+def test_features_are_no_client_s_own(trained: dict[str, Any]) -> None:
+    version = registry.versions(trained["models"], None)[0]
+    spec = registry.specification(trained["models"], None, version)
+    assert spec.context is not None
+    assert spec.context.levels == ("client", "hour")
+    assert not {f.how for f in spec.features} & {"campaign", "provider"}
+    assert set(spec.kinds) == {"send", "open"}
+
+
+def test_every_client_gives_at_most_the_same(trained: dict[str, Any]) -> None:
+    config = trained["config"]
+    small = config.model_copy(update={"model": config.model.model_copy(update={"pooled_rows": 20_000})})
+    store = trained["store"]
+    pool = Pool(store, small, PANDAS, store.last_full_day, Path("unused"))
+    ranges = pool.shares()
+    assert {ranges[client] for client in TINY} == {2}  # 300 sends each, cut down to (20,000 - 2 * 96) / 121
+    assert ranges["big"] == 37
+    assert ranges["new"] == 1
+
+
+def test_water_level() -> None:
+    for sizes, budget in (([5, 5, 100], 30), ([1, 2, 3], 100), ([50] * 4, 100), ([1, 1000], 2), ([7], 7)):
+        level = water_level(sizes, budget)
+        assert sum(min(s, level) for s in sizes) <= max(budget, len(sizes))
+        if sum(sizes) > budget:
+            assert sum(min(s, level + 1) for s in sizes) > budget
+
+
+def test_the_outcomes_that_decide() -> None:
+    assert deciding(Config()) == ["unsubscribe"]
+    assert deciding(Config(decide={"hold_when": None})) == ["click", "open"]  # type: ignore[arg-type]
+
+
+def test_subscribers_of_two_clients_are_two(trained: dict[str, Any]) -> None:
+    store, config = trained["store"], trained["config"]
+    names = list(TINY)[:2]
+    tables = [training_table(store, n, config, PANDAS, store.last_full_day(n)) for n in names]
+    one = [len(np.unique(t.keys["subscriber_key"])) for t in tables]
+    slices = {"a": slice(0, len(tables[0])), "b": slice(len(tables[0]), None)}
+    assert len(np.unique(whose(features.concat(list(tables)), slices))) == sum(one)
+
+
+def test_a_client_alone_has_a_model_of_its_own(tmp_path: Path) -> None:
+    store, config = open_log(tmp_path, {"only": 5})
+    assert training.pool_of(context_of(store, config)) is None
+    off = config.model_copy(update={"model": config.model.model_copy(update={"minimum_positives_own": 0})})
+    store.__dict__["clients"] = lambda: ["only", "other"]
+    assert training.pool_of(context_of(store, off)) is None
