@@ -278,6 +278,7 @@ class Gate(Section):
     entropy: Annotated[float, Field(gt=0)] = 1.0  # normalised entropy from here on is refused
     calibration: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.8, 1.25)  # expected/observed
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95  # of being worse than the model in use
+    tolerance: Share = 0.1  # share of what that one gains over the base rate that may be lost
     drift: Annotated[float, Field(gt=0)] = 0.25  # a feature of this population stability index has drifted
     drifted: Share = 0.1  # share of the features that may have
 
@@ -355,6 +356,17 @@ class Rollup(Section):
     ]
 
 
+def _on_or_off(value: object) -> object:
+    """YAML reads a bare ``off`` as false."""
+    return {False: "off", True: "auto", None: "off"}.get(value, value) if isinstance(value, bool | None) else value
+
+
+class Tracking(Section):
+    """Whether other tools are told of new models."""
+
+    mlflow: Annotated[str, BeforeValidator(_on_or_off), Field(min_length=1)] = "auto"  # auto | off | a tracking URI
+
+
 class Client(Section):
     """What differs for one client."""
 
@@ -391,6 +403,7 @@ class Config(Section):
     split: Split = Split()
     model: Model = Model()
     gate: Gate = Gate()
+    tracking: Tracking = Tracking()
     decide: Decide = Decide()
     as_of: dt.datetime | None = None  # UTC where naive; default: the end of the last full day of accepted events
     as_known_at: dt.datetime | Literal["decision"] | None = None  # "decision": each point knows what had arrived by it

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError, EventgrainError, TooLittleError, did_you_mean
+from pipeline.learning import registry
+from pipeline.learning.tracking import Tracker
 from pipeline.progress import say
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ def train(context: Context) -> tuple[str, int, dict[str, Any]]:
     models, pool = context.run.path / "models", pool_of(context)
     result: dict[str, dict[str, Any]] = {"models": {}, "untrained": {}, "gate": {}, "serving": {}}
     untrained: dict[str, EventgrainError] = {}
+    tracker = Tracker(context.config, lambda text: say(f"warning   {text}"))
     rows = pooled = 0
     _check_kinds(context)
     for client in context.store.clients():
@@ -51,6 +55,7 @@ def train(context: Context) -> tuple[str, int, dict[str, Any]]:
         pooled += trained.pooled
         if not trained.pooled:
             result["gate"][client] = {"version": trained.version, **trained.gate}
+            _track(tracker, models, client, trained.version)
         if not trained.pooled or pooled <= SHOWN:
             lines = (trained.line, trained.split, *(f"without {lacking}" for lacking in trained.absent))
             for line in filter(None, lines):
@@ -65,7 +70,16 @@ def train(context: Context) -> tuple[str, int, dict[str, Any]]:
     if untrained:
         line += f"; no model for {_clients(len(untrained))}"
     result["untrained"] = {client: str(error) for client, error in untrained.items()}
+    if pool is not None and pool.trained is not None:
+        _track(tracker, models, None, pool.trained.trained)
     return line, rows, {**result, **_of_pool(pool)}
+
+
+def _track(tracker: Tracker, models: Path, client: str | None, version: str) -> None:
+    if tracker.active:
+        tracker.log(
+            client, version, registry.version_dir(models, client, version), registry.card(models, client, version)
+        )
 
 
 def pool_of(context: Context) -> Pool | None:
@@ -92,8 +106,6 @@ def refusals(context: Context) -> tuple[list[str], int]:
 
     A version that somebody has put in use by hand since is refused no more.
     """
-    from pipeline.learning import registry
-
     result, models = context.run.result("train"), context.run.path / "models"
     found, refused = [], 0
     for client, verdict in result.get("gate", {}).items():

@@ -167,7 +167,11 @@ def _against(
     metrics: Mapping[str, Any],
     seed: int,
 ) -> dict[str, Any] | None:
-    """The challenger's loss less the champion's on one outcome, as a share of the base rate's; None: not comparable."""
+    """The challenger's loss less the champion's on one outcome, as a share of the base rate's; None: not comparable.
+
+    The interval knows the noise of the hold-out and not that of training: another seed alone moves a large hold-out's
+    loss by more than it. So a part of what the champion gains over the base rate may be lost.
+    """
     if champion.p is None or np.isnan(champion.p[:, h]).any():
         return None
     known = np.flatnonzero((holdout.mask[:, h] > 0) & (holdout.weight > 0))
@@ -181,9 +185,10 @@ def _against(
     found = paired(mine - theirs, weight, holdout.subscriber[known], settings.confidence, seed)
     difference, low, high = (value / base for value in found)
     ours, other = (float(np.average(v, weights=weight)) / base for v in (mine, theirs))
+    tolerated = settings.tolerance * max(1 - other, 0.0)
     words = f"{unit} {ours:.4f}, the champion's {other:.4f}: {abs(difference):.4f} "
-    words += f"{'worse' if difference > 0 else 'better'} ({low:+.4f} to {high:+.4f})"
-    return {"difference": difference, "low": low, "high": high, "worse": bool(low > 0), "words": words}
+    words += f"{'worse' if difference > 0 else 'better'} ({low:+.4f} to {high:+.4f}; {tolerated:.4f} is tolerated)"
+    return {"difference": difference, "low": low, "high": high, "worse": bool(low > tolerated), "words": words}
 
 
 def paired(

@@ -140,6 +140,17 @@ def test_as_good_as_the_champion_or_better_is_let_through() -> None:
         assert ask(replace(GOOD, p=1 / (1 + np.exp(-jitter))), champion(GOOD.p)).accepted
 
 
+def test_what_another_seed_changes_is_tolerated() -> None:
+    challenger = replace(GOOD, p=noisy(0.25))
+    found = ask(challenger, champion(GOOD.p)).compared["click"]
+    gain = 1 - log_loss(GOOD.y[:, 1], GOOD.p[:, 1]) / log_loss(GOOD.y[:, 1], BASE[:, 1])
+    assert 0 < found["low"] < 0.1 * gain  # surely worse, and by little
+    assert not found["worse"]
+    assert f"{0.1 * gain:.4f} is tolerated" in found["words"]
+    assert ask(challenger, champion(GOOD.p)).accepted
+    assert not ask(challenger, champion(GOOD.p), tolerance=0.0).accepted
+
+
 def test_an_outcome_that_could_not_be_learnt_any_more_is_worse_than_one_that_could() -> None:
     holdout = replace(GOOD, p=np.stack([BASE[:, 0], GOOD.p[:, 1]], axis=1))
     notes = {"unsubscribe": "no model for unsubscribe, its base rate is used: 3 positive rows"}
