@@ -270,16 +270,30 @@ def load_version(
     models: str | Path, client: str | None, version: str
 ) -> tuple[TrainedModel, FeatureSpec, dict[str, Any]]:
     """As :func:`load_current`, of a named version."""
+    folder = version_dir(models, client, version)
+    card, contents = _verified(folder)
+    key = (folder.name, *card["sha256"].values())
+    if key not in _LATEST:
+        made = _restored(folder, card, contents)
+        _LATEST.clear()
+        _LATEST[key] = made
+    return *_LATEST[key], card
+
+
+# The model loaded last: thousands of clients may share one, and building a network takes longer than scoring with it.
+_LATEST: dict[tuple[str, ...], tuple[TrainedModel, FeatureSpec]] = {}
+
+
+def _restored(folder: Path, card: dict[str, Any], contents: dict[str, bytes]) -> tuple[TrainedModel, FeatureSpec]:
     from pipeline.features.spec import FeatureSpec
     from pipeline.learning.model import TrainedModel
 
-    card, contents = _verified(version_dir(models, client, version))
     weights = _unpack(contents["weights.npz"])
     model = TrainedModel.restore(json.loads(contents["model.json"]), weights, card["training"])
     spec = FeatureSpec.from_json(contents["spec.json"].decode())
     if len(spec) != model.network.architecture.features:
-        raise ModelError(f"model version {version} has {len(spec)} features for a network of another width")
-    return model, spec, card
+        raise ModelError(f"model version {folder} has {len(spec)} features for a network of another width")
+    return model, spec
 
 
 def _verified(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:

@@ -18,6 +18,7 @@ from pipeline.learning import registry
 from pipeline.learning import train as loop
 from pipeline.learning.client import train_client, training_table
 from pipeline.learning.pooled import Pool, deciding, water_level, whose
+from pipeline.results import read
 from pipeline.rundir import RunDirectory
 from tests.learning.logs import open_log
 
@@ -54,6 +55,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         started = time.perf_counter()
         line, rows, result = training.train(here)
         seconds = time.perf_counter() - started
+    here.run.record("train", "key", result, {})
+    started = time.perf_counter()
+    stages._decide(here)
+    print(f"decided in {time.perf_counter() - started:.1f} s")
     print(f"{len(store.clients())} clients, {seconds:.1f} s, {1000 * seconds / len(store.clients()):.0f} ms a client")
     found = {"store": store, "config": config, "calls": calls, "line": line, "rows": rows, "result": result}
     return {**found, "models": here.run.path / "models", "seconds": seconds}
@@ -71,6 +76,20 @@ def test_hundreds_of_tiny_clients_are_one_training(trained: dict[str, Any]) -> N
     assert trained["result"]["pooled"]["gate"]["accepted"]
     assert "122 clients with the pooled model" in trained["line"]
     assert registry.intact(trained["models"], [*TINY, "big", *NEW])
+
+
+def test_decisions_name_the_pooled_model(trained: dict[str, Any]) -> None:
+    rows = read(str(trained["models"].parent / "decisions"))
+    assert rows is not None
+    versions = rows.groupby("client")["model_version"].unique()
+    named = f"@pooled/{registry.versions(trained['models'], None)[0]}"
+    assert {client: list(found) for client, found in versions.items()} == {
+        **{client: [named] for client in (*TINY, *NEW)},
+        "big": registry.versions(trained["models"], "big"),
+    }
+    scored = rows[rows["client"] != "big"]
+    assert scored["p_open"].between(0.001, 0.999).all()
+    assert (scored["action"] == "send").all()
 
 
 def test_a_new_client_gets_no_confident_nonsense(trained: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What MLflow is told, by a stand-in that takes calls as its client does, and that no failure of it is one of the run."""
+"""What MLflow is told, by a stand-in that takes calls as its client does; and that its failures are none of the run."""
 
 from __future__ import annotations
 
