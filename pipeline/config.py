@@ -269,26 +269,6 @@ class Model(Section):
     minimum_positives_own: Annotated[int, Field(ge=0)] = 200  # fewer: the model pooled over all clients; 0: never
     pooled_rows: Annotated[int, Field(ge=1000)] = 500_000  # that the pooled model learns from and is measured on
 
-
-class Gate(Section):
-    """When a newly trained model is kept from going live; see pipeline/learning/gate.py."""
-
-    strict: bool = False  # a refusal ends the run with exit status 3, after all stages
-    minimum_positives: Annotated[int, Field(ge=1)] = 50  # fewer in the hold-out cannot tell good from bad
-    entropy: Annotated[float, Field(gt=0)] = 1.0  # normalised entropy from here on is refused
-    calibration: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.8, 1.25)  # expected/observed
-    confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95  # of being worse than the model in use
-    tolerance: Share = 0.1  # share of what that one gains over the base rate that may be lost
-    drift: Annotated[float, Field(gt=0)] = 0.25  # a feature of this population stability index has drifted
-    drifted: Share = 0.1  # share of the features that may have
-
-    @field_validator("calibration")
-    @classmethod
-    def _around_one(cls, ends: tuple[float, float]) -> tuple[float, float]:
-        if not ends[0] <= 1 <= ends[1]:
-            raise ValueError("write the least and the greatest expected/observed to accept, with 1 between them")
-        return ends
-
     @model_validator(mode="before")
     @classmethod
     def _downsampling_by_its_share(cls, values: Any) -> Any:
@@ -308,6 +288,26 @@ class Gate(Section):
         if self.imbalance == "none" and self.downsample < 1:
             raise ValueError("downsample is below 1 and imbalance is none: leave imbalance out, or make it downsample")
         return self
+
+
+class Gate(Section):
+    """When a newly trained model is kept from going live; see pipeline/learning/gate.py."""
+
+    strict: bool = False  # a refusal ends the run with exit status 3, after all stages
+    minimum_positives: Annotated[int, Field(ge=1)] = 50  # fewer in the hold-out cannot tell good from bad
+    entropy: Annotated[float, Field(gt=0)] = 1.0  # normalised entropy from here on is refused
+    calibration: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.8, 1.25)  # expected/observed
+    confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95  # of being worse than the model in use
+    tolerance: Share = 0.1  # share of what that one gains over the base rate that may be lost
+    drift: Annotated[float, Field(gt=0)] = 0.25  # a feature of this population stability index has drifted
+    drifted: Share = 0.1  # share of the features that may have
+
+    @field_validator("calibration")
+    @classmethod
+    def _around_one(cls, ends: tuple[float, float]) -> tuple[float, float]:
+        if not ends[0] <= 1 <= ends[1]:
+            raise ValueError("write the least and the greatest expected/observed to accept, with 1 between them")
+        return ends
 
 
 class Decide(Section):

@@ -66,8 +66,12 @@ class Pool:
         self, store: EventStore, config: Config, backend: Backend, as_of: Callable[[str], int], models: Path
     ) -> None:
         self.store, self.backend, self.as_of, self.models = store, backend, as_of, models
-        # Campaigns of sequences have the names of one client's.
-        self.config = config.model_copy(update={"sequences": config.sequences.model_copy(update={"length": 0})})
+        # Campaigns of sequences have the names of one client's: no sequences, and a network that reads none.
+        none = config.sequences.model_copy(update={"length": 0})
+        kind = config.model.kind if config.model.kind == "logistic" else "dense"
+        self.config = config.model_copy(
+            update={"sequences": none, "model": config.model.model_copy(update={"kind": kind})}
+        )
 
     def wanted(self, client: str) -> bool:
         """Whether a client's log has too few events of what the rule turns on, whatever its decision points."""
@@ -183,7 +187,7 @@ class Pool:
         """The rows of one client's first key range."""
         as_of = self.as_of(client)
         request = SampleRequest.from_config(self.config, client, as_of, "train")
-        columns = features.read_columns(self.store, spec, request)
+        columns = features.read_columns(self.store, client, spec, request)
         plan = self.store.plan(client, until=as_of, columns=columns, partitions=ranges)
         if not len(plan.ranges):
             return None
@@ -203,6 +207,8 @@ class Pool:
         rows, valid, holdout = (select(table, split) for split in (TRAIN, VALIDATION, HOLDOUT))
         with Progress("train, all clients", len(rows) * config.model.epochs, "samples") as progress:
             model = train(rows, valid, heads_of(config), config.model, progress)
+        index = self.backend.to_host(valid.index)
+        model.calibrate(valid, whose(table, slices)[index], config.model.calibration, config.model.seed)
         p = np.asarray(self.backend.to_host(model.predict(table.X)))
         index = self.backend.to_host(holdout.index)
         y, mask, weight = (np.asarray(self.backend.to_host(holdout.take(n))) for n in ("y", "mask", "weight"))
