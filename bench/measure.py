@@ -150,7 +150,7 @@ def measure(job: Job, keeper: Keeper, limit: float, memory_limit: int) -> dict[s
         said = errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         if not outcome:
             telling = [line for line in said if "Error" in line or "Exception" in line] or said or [""]
-            last = telling[-1].strip()
+            last = telling[-1].strip().replace(job.data, "DATA")  # results are published, folders of a machine are not
             how = f"was killed by signal {-child.returncode}" if child.returncode < 0 else "failed"
             outcome = f"{how}: {last[:200]}" if last else how
         return {"outcome": outcome, "peak_rss_bytes": most, "output": said[-20:]}
