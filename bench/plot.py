@@ -80,6 +80,7 @@ def scale(report: dict[str, Any], path: Path) -> None:
     lines: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for r in sorted(report["results"], key=lambda r: r["events"]):
         lines.setdefault((r["engine"], r["idiom"]), []).append(r)
+    notes = [(engine, r) for (engine, _), rows in lines.items() for r in rows if r["median_seconds"] is None]
     with mpl.rc_context(PLAIN):
         figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 7), sharex=True, height_ratios=[3, 2])
         for (engine, idiom), rows in lines.items():
@@ -100,11 +101,6 @@ def scale(report: dict[str, Any], path: Path) -> None:
                     axis.annotate(
                         name, (events[-1], value), (6, 0), textcoords="offset points", va="center", color=colour
                     )
-            for r in rows:
-                if r["median_seconds"] is None:
-                    text = f"{NAMES.get(engine, engine)} at {r['events'] / 1e6:g} million events: {r['outcome']}"
-                    place = (0.01, 0.97 - 0.05 * len(top.texts))
-                    top.annotate(text, place, xycoords="axes fraction", color=colour, fontsize=8, va="top")
         for axis, label in ((top, "seconds"), (bottom, "nanoseconds an event")):
             axis.set(xscale="log", yscale="log", ylabel=label)
             axis.grid(alpha=0.25)
@@ -115,7 +111,12 @@ def scale(report: dict[str, Any], path: Path) -> None:
         samples = sorted({r["sample"] for r in report["results"]})
         which = ", ".join(f"one send in {s}" if s > 1 else "every send" for s in samples)
         figure.suptitle(f"Raw files to features of {which}: {_on(report['machine'])}", x=0.01, ha="left")
-        figure.tight_layout()
+        for line, (engine, r) in enumerate(notes):
+            kind, _, why = r["outcome"].partition(": ")
+            said = f"{kind}: {why.rpartition(': ')[2]}" if why else kind  # of an error the last clause
+            text = f"{NAMES.get(engine, engine)} at {r['events'] / 1e6:,.0f} million events: {said}"[:110]
+            figure.text(0.01, 0.01 + 0.025 * line, text, color=COLOURS.get(engine, "#777777"), fontsize=8)
+        figure.tight_layout(rect=(0, 0.02 + 0.025 * len(notes), 1, 1))
         _save(figure, path)
 
 
