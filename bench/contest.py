@@ -41,14 +41,15 @@ class Contest:
 
     def __init__(self, store: Any, client: str, settings: Any, options: argparse.Namespace) -> None:
         from pipeline.features.samples import HOLDOUT, TRAIN, VALIDATION
-        from pipeline.learning import client as clients
+        from pipeline.learning.data import training_data
         from pipeline.learning.models import heads_of
         from pipeline.learning.rows import select
         from pipeline.stages import end_of_data
 
         self.client, self.settings, self.options, self.backend = client, settings, options, store.backend
         began, as_of = time.perf_counter(), end_of_data(settings, store, client)
-        self.table = clients.training_table(store, client, settings, self.backend, as_of, settings.run_dir / "rollups")
+        data = training_data(store, client, settings, self.backend, as_of, settings.run_dir / "rollups")
+        self.table = data.table
         self.learned, self.valid, self.holdout = (select(self.table, s) for s in (TRAIN, VALIDATION, HOLDOUT))
         self.heads, seconds = heads_of(settings), time.perf_counter() - began
         size = f"{len(self.learned):,} rows of {self.table.X.shape[1]} features"
@@ -94,14 +95,15 @@ class Contest:
 
     def untrained(self) -> Any:
         """A model of which only the labels and the normalisation are used."""
-        from pipeline.learning.labels import describe
+        from pipeline.learning.chunks import as_chunks, survey
         from pipeline.learning.model import TrainedModel
         from pipeline.learning.models import Architecture, build
-        from pipeline.learning.normalisation import fit_normalisation
+        from pipeline.learning.normalisation import set_normalisation
 
         network = build(Architecture(self.table.X.shape[1], self.heads))
-        fit_normalisation(network.normalise, self.learned)
-        return TrainedModel(network, [describe(self.learned, h, head, 1) for h, head in enumerate(self.heads)])
+        found = survey(as_chunks(self.learned), self.heads, 1)
+        set_normalisation(network.normalise, found.plain, found.squashed)
+        return TrainedModel(network, found.labels)
 
     def ceilings(self, store: Any) -> tuple[np.ndarray, np.ndarray]:
         """The true probabilities of the hold-out and those of the ideal observer, float64[m, H] each."""

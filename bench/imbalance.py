@@ -69,7 +69,7 @@ class Contest:
     def table(self, rate: float) -> tuple[Any, float]:
         """The decision points at a rate of downsampling, and the seconds that they took."""
         if rate not in self.tables:
-            from pipeline.learning.client import training_table
+            from pipeline.learning.data import training_data
             from pipeline.stages import end_of_data
 
             imbalance = "downsample" if rate < 1 else "none"
@@ -77,7 +77,7 @@ class Contest:
             settings = self.settings.model_copy(update={"model": model})
             began, as_of = time.perf_counter(), end_of_data(settings, self.store, self.client)
             rollups = settings.run_dir / "rollups"
-            made = training_table(self.store, self.client, settings, self.backend, as_of, rollups)
+            made = training_data(self.store, self.client, settings, self.backend, as_of, rollups).table
             self.tables[rate] = made, time.perf_counter() - began
         return self.tables[rate]
 

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 IDIOMS = {
-    "ours": ("resident",),
+    "ours": ("resident", "resident, XLA"),
     "fit-numpy": ("plain",),
     "fit-reshuffled": ("tensors", "tensors, XLA", "gather", "gather, XLA"),
     "fit-cached": ("batches", "batches, XLA"),
@@ -73,7 +73,8 @@ class Clock:
 def ours(x: np.ndarray, y: np.ndarray, options: argparse.Namespace) -> tuple[Clock, float]:
     from pipeline.backend import PANDAS
     from pipeline.config import Model
-    from pipeline.learning import labels, models, tensors
+    from pipeline.learning import models, tensors
+    from pipeline.learning.chunks import as_chunks, survey
     from pipeline.learning.model import TrainedModel
     from pipeline.learning.rows import Rows
     from pipeline.learning.train import set_initial_bias
@@ -82,12 +83,14 @@ def ours(x: np.ndarray, y: np.ndarray, options: argparse.Namespace) -> tuple[Clo
     heads = tuple(models.Head(f"head{h}") for h in range(HEADS))
     settings = Model(hidden=options.hidden, batch_size=options.batch, epochs=options.epochs + 1, learning_rate=1e-3)
     rows = Rows(tensors.aligned(x), y, np.ones_like(y), np.ones(len(x), dtype=np.float32))
-    known = [labels.describe(rows, h, head, 1) for h, head in enumerate(heads)]
+    chunks = as_chunks(rows)
+    found = survey(chunks, heads, 1)
     # The network's own normalisation is left at identity: x is standardised already.
     network = models.build(models.Architecture(x.shape[1], heads, tuple(options.hidden)), settings.seed)
-    set_initial_bias(network, known)
+    set_initial_bias(network, found.labels)
     few = rows.chosen(PANDAS.xp.arange(min(len(x), 1000)))
-    trainer = Trainer(TrainedModel(network, known), rows, few, settings)
+    model = TrainedModel(network, found.labels)
+    trainer = Trainer(model, chunks, found, few, settings, xla=options.idiom.endswith("XLA"))
     clock = Clock()
     for epoch in range(options.epochs + 1):
         trainer.learn(epoch)
@@ -97,7 +100,8 @@ def ours(x: np.ndarray, y: np.ndarray, options: argparse.Namespace) -> tuple[Clo
 
 def fit(x: np.ndarray, y: np.ndarray, options: argparse.Namespace) -> tuple[Clock, float]:
     from pipeline.config import Model
-    from pipeline.learning import labels, models
+    from pipeline.learning import models
+    from pipeline.learning.chunks import as_chunks, survey
     from pipeline.learning.rows import Rows
     from pipeline.learning.tensors import aligned, keras
     from pipeline.learning.train import set_initial_bias
@@ -105,7 +109,7 @@ def fit(x: np.ndarray, y: np.ndarray, options: argparse.Namespace) -> tuple[Cloc
     engine, idiom = options.engine, options.idiom
     heads = tuple(models.Head(f"head{h}") for h in range(HEADS))
     rows = Rows(aligned(x), y, np.ones_like(y), np.ones(len(x), dtype=np.float32))
-    known = [labels.describe(rows, h, head, 1) for h, head in enumerate(heads)]
+    known = survey(as_chunks(rows), heads, 1).labels
     network = models.build(models.Architecture(x.shape[1], heads, tuple(options.hidden)), Model().seed)
     set_initial_bias(network, known)
     tuned = engine in ("fit-reshuffled", "fit-cached")

@@ -51,6 +51,10 @@ class Progress:
         """Start the clock now: what was done before, compiling say, is no part of the rate."""
         self.started = self._drawn = time.monotonic()
 
+    def skip(self, amount: int) -> None:
+        """Count what an earlier run did: it is no part of the rate either."""
+        self.total = None if self.total is None else max(self.total - amount, 0)
+
     def __enter__(self) -> Progress:
         return self
 

@@ -52,6 +52,16 @@ class FeatureTable:
     def __len__(self) -> int:
         return len(self.X)
 
+    def take(self, rows: Array) -> FeatureTable:
+        """Only some rows, int64[m], in their order; ``counts`` stay those of the whole."""
+        X, sequences = _empty(backend_of(self.X), self.spec, len(rows))
+        X[...] = self.X[rows]
+        for name, array in self.sequences.items():
+            sequences[name][...] = array[rows]
+        taken = {name: getattr(self, name)[rows] for name in ("y", "mask", "weight", "split")}
+        keys = self.keys.take(rows).reset_index(drop=True)
+        return replace(self, X=X, keys=keys, sequences=sequences, **taken)
+
 
 def feature_table(
     events: Frame,

@@ -6,7 +6,6 @@ it had another.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,26 +13,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.backend import Backend
-from pipeline.config import UNITS, Config, format_duration
-from pipeline.errors import DataError, SourceError, TooLittleError
-from pipeline.features import preparation
+from pipeline.config import SECOND, UNITS, Config
+from pipeline.errors import SourceError, TooLittleError
 from pipeline.features import table as features
 from pipeline.features.samples import HOLDOUT, TRAIN, VALIDATION, SampleRequest, describe
-from pipeline.features.spec import FeatureSpec
+from pipeline.learning.data import TrainingData, ranges, training_data
 from pipeline.learning.truth import true_probabilities
 from pipeline.progress import Progress
 
 if TYPE_CHECKING:
     from pipeline.events.store import EventStore
+    from pipeline.learning.checkpoint import Checkpoint
     from pipeline.learning.drift import Drift
     from pipeline.learning.model import TrainedModel
     from pipeline.learning.pooled import Pool
     from pipeline.learning.rows import Rows
 
-MEMORY_SHARE = 0.4  # of what is free; joining the ranges' tables holds them twice for a moment
-SMALL = 200_000  # events, which one core goes through in less than a second
 LATEST = 7 * UNITS["d"]  # the latest decision points are those of so long before the last
-GPU_THREADS = 2  # one range is read while another is computed; more only want more device memory
 
 
 @dataclass(frozen=True)
@@ -74,28 +70,23 @@ def train_client(
         rollups: the run's table of roll-ups, where it is of this store; context is counted from it.
         pool: the model of all clients, for one that is too small; None: it gets a model of its own all the same.
     Raises:
-        TooLittleError: nothing to learn from; DataError: more than fits the memory; ModelError: from training or the
-        registry; ConfigError: the log of this client has no events of the kind that decisions are made at.
+        TooLittleError: nothing to learn from; ModelError: from training or the registry; ConfigError: the log of this
+        client has no events of the kind that decisions are made at.
     """
-    from pipeline.learning.rows import select
-
     small = pool is not None and pool.wanted(client)
     if small and pool is not None and (served := _pooled(pool, client, models)):
         return served
     try:
-        table = training_table(store, client, config, backend, as_of, rollups)
-        rows = select(table, TRAIN)
-        if not len(rows):
-            raise TooLittleError(_too_short(store, client, config, as_of))
+        data = training_data(store, client, config, backend, as_of, rollups)
     except TooLittleError:
         if pool is not None and not small and (served := _pooled(pool, client, models)):
             return served
         raise
-    if pool is not None and not small and pool.too_few(_positives(rows, config)):
+    if pool is not None and not small and pool.too_few(_positives(data, config)):
         small = True
         if served := _pooled(pool, client, models):
             return served
-    own = _train_own(store, client, config, backend, as_of, models, rollups, table)
+    own = _train_own(store, client, config, backend, as_of, models, rollups, data)
     if own.serving is None and pool is not None and not small and (served := _pooled(pool, client, models)):
         return replace(own, serving=served.serving)
     return own
@@ -109,7 +100,7 @@ def _train_own(
     as_of: int,
     models: Path,
     rollups: Path | None,
-    table: features.FeatureTable,
+    data: TrainingData,
 ) -> ClientModel:
     from pipeline.learning import gate, registry
     from pipeline.learning import models as networks
@@ -119,10 +110,20 @@ def _train_own(
     from pipeline.learning.rows import select
     from pipeline.learning.selection import selected, train_selected
 
+    table = data.table
     rows, valid, holdout = (select(table, split) for split in (TRAIN, VALIDATION, HOLDOUT))
-    with Progress(f"train {client}", len(rows) * config.model.epochs, "samples") as progress:
-        heads = networks.heads_of(config)
-        model = train_selected(rows, valid, heads, config.model, progress, table.spec.sequences)
+    with Progress(f"train {client}", data.rows * config.model.epochs, "samples") as progress:
+        model = train_selected(
+            data.chunks or rows,
+            valid,
+            networks.heads_of(config),
+            config.model,
+            progress,
+            table.spec.sequences,
+            sample=rows,
+            checkpoint=_checkpoint(models, client, config),
+            found=data.found,
+        )
     subscribers = backend.column(table.keys["subscriber_key"])
     model.calibrate(valid, backend.to_host(subscribers[valid.index]), config.model.calibration, config.model.seed)
     p = model.predict(table.X, holdout.index, sequences=table.sequences)
@@ -144,8 +145,8 @@ def _train_own(
     spec = table.spec
     if model.selection is not None and not model.network.inputs:
         spec = replace(spec, sequences=None)  # they were there for kinds that were not chosen
-    ranges = config.partitions or _ranges(store, client, backend)
-    champion = champion_of(store, client, config, backend, as_of, models, table, rollups, ranges)
+    partitions = config.partitions or ranges(store, client, backend)
+    champion = champion_of(store, client, config, backend, as_of, models, table, rollups, partitions)
     verdict = gate.judge(
         config.gate,
         model.heads,
@@ -158,7 +159,7 @@ def _train_own(
     )
     gate.set_aside(model, verdict, metrics)
     split = describe(SampleRequest.from_config(config, client, as_of, "train"))
-    counts = {"training": len(rows), "validation": len(valid), "hold-out": len(holdout)}
+    counts = {"training": data.rows, "validation": len(valid), "hold-out": len(holdout)}
     version = registry.save_version(
         models,
         client,
@@ -171,16 +172,18 @@ def _train_own(
         facts={"split": split, "rows": counts, "gate": verdict.to_dict()},
         activate=verdict.accepted,
     )
-    line = f"{len(table):,} decision points, {len(spec)} features, {model.network.architecture.kind}, "
+    line = f"{data.points:,} decision points, {len(spec)} features, {model.network.architecture.kind}, "
     line += f"best epoch {model.best_epoch}, "
     line += f"{model.samples_per_second:,.0f} samples/s; " + "; ".join(_headline(n, m) for n, m in metrics.items())
     if model.selection is not None:
         line += f"; {selected(model.selection)}"
     if table.counts.get("knew_less"):
         split += f"; {table.counts['knew_less']:,} decision points are without events that arrived after them"
+    if data.note:
+        split += f"; {data.note}"
     serving = registry.current(models, client)
     absent = (*table.spec.absent, *unknown)
-    return ClientModel(version, len(table), metrics, line, split, absent, verdict.to_dict(), serving)
+    return ClientModel(version, data.points, metrics, line, split, absent, verdict.to_dict(), serving)
 
 
 def _pooled(pool: Pool, client: str, models: Path) -> ClientModel | None:
@@ -199,44 +202,21 @@ def _pooled(pool: Pool, client: str, models: Path) -> ClientModel | None:
     return ClientModel(found.version, rows, metrics, line, serving=found.version, pooled=True)
 
 
-def _positives(rows: Rows, config: Config) -> dict[str, int]:
+def _checkpoint(models: Path, client: str, config: Config) -> Checkpoint:
+    """Where an unfinished training is kept, beside the versions. One of other data or settings is of no use now."""
+    from pipeline.learning.checkpoint import Checkpoint
+    from pipeline.learning.registry import client_dir
+
+    return Checkpoint(client_dir(models, client) / "unfinished", config.model.checkpoint / SECOND, strict=False)
+
+
+def _positives(data: TrainingData, config: Config) -> dict[str, int]:
     """Training rows with each outcome."""
-    y, mask = rows.take("y"), rows.take("mask")
+    if data.found is not None:
+        return {name: label.positives for name, label in zip(config.outcomes, data.found.labels, strict=True)}
+    chosen = data.table.split == TRAIN
+    y, mask = data.table.y[chosen], data.table.mask[chosen]
     return {name: int(((y[:, h] > 0) & (mask[:, h] > 0)).sum()) for h, name in enumerate(config.outcomes)}
-
-
-def training_table(
-    store: EventStore, client: str, config: Config, backend: Backend, as_of: int, rollups: Path | None = None
-) -> features.FeatureTable:
-    """Every decision point whose outcome is known, resident on the device of this process.
-
-    The key ranges are computed by threads of the process that trains, whatever the cluster, so that no array crosses
-    from one process to another.
-
-    Raises:
-        TooLittleError: no decision point is left; DataError: the table would not fit.
-    """
-    import dask
-    from dask.callbacks import Callback
-
-    request = SampleRequest.from_config(config, client, as_of, "train")
-    ranges = config.partitions or _ranges(store, client, backend)
-    spec, known = preparation.specify(store, client, config, request, preparation.hourly(rollups, client), ranges)
-    _check_memory(store, client, config, backend, spec)
-    tasks = features.feature_tables(store, client, spec, request, ranges, known)
-    finals = {task.key for task in tasks}
-    with Progress(f"features {client}", len(tasks), "key ranges") as progress:
-
-        def finished(key: Any, *_: Any) -> None:
-            progress.advance(key in finals)
-
-        threads = {"num_workers": GPU_THREADS} if backend.on_gpu else {}
-        with Callback(posttask=finished):
-            tables = dask.compute(*tasks, scheduler="threads", **threads)
-    table = features.concat(tables)
-    if not len(table):
-        raise TooLittleError(_too_short(store, client, config, as_of))
-    return table
 
 
 def _drifts(table: features.FeatureTable, backend: Backend, seed: int) -> list[Drift]:
@@ -253,39 +233,6 @@ def _drifts(table: features.FeatureTable, backend: Backend, seed: int) -> list[D
         index = np.sort(rng.choice(index, ROWS, replace=False)) if len(index) > ROWS else index
         samples.append(Sample(backend.to_host(table.X[backend.asarray(index)]), at[index], key[index]))
     return drifts(samples[0], samples[1], table.spec, int(at.min()))
-
-
-def _ranges(store: EventStore, client: str, backend: Backend) -> int | None:
-    """At least a key range for every core, unless the log is tiny or a GPU works alone; None: as the store thinks."""
-    if backend.on_gpu or store.rows(client) < SMALL:
-        return None
-    return max(store.plan(client, columns=["event"]).partitions, len(os.sched_getaffinity(0)))
-
-
-def _check_memory(store: EventStore, client: str, config: Config, backend: Backend, spec: FeatureSpec) -> None:
-    kinds = store.kinds(client)
-    points = kinds.get(config.at.event, 0) if config.at.event else store.rows(client)
-    need = points * features.row_bytes(spec, len(config.outcomes))
-    room = int(MEMORY_SHARE * backend.free_memory())
-    if need * config.model.downsample > room:
-        rate = room / need
-        raise DataError(
-            f"client {client!r} has up to {points:,} decision points, {need / 1e9:.1f} GB of features and sequences; "
-            f"{room / 1e9:.1f} GB can be used for them here. Keep a share of the negatives: model.downsample={rate:.2g}"
-        )
-
-
-def _too_short(store: EventStore, client: str, config: Config, as_of: int) -> str:
-    first, last = store.bounds(client)
-    days = max(min(last, as_of) - first, 0) / 86_400e6
-    split = config.split
-    needed = split.validation + split.holdout + 3 * config.horizon + config.lateness
-    return (
-        f"client {client!r} has no decision point to train on: its events before as_of "
-        f"({np.datetime64(as_of, 'us')} UTC) span {days:.1f} days, and validation, hold-out, three horizons and the "
-        f"lateness take {format_duration(needed)} of them; shorten split.validation, split.holdout or "
-        "outcomes.*.within, set a later as_of, or add history"
-    )
 
 
 def _truth(

@@ -114,7 +114,7 @@ def heads_of(config: Config) -> tuple[Head, ...]:
 class Normalise(keras.layers.Layer):  # type: ignore[misc]
     """x -> standardised x, float32[n, F]; heavy-tailed features go through sign(x) log(1 + |x|) before.
 
-    Weights (not trained, set by :func:`fit_normalisation`): ``squash`` 1 where a feature is heavy-tailed, ``mean`` and
+    Weights (not trained, set by :func:`set_normalisation`): ``squash`` 1 where a feature is heavy-tailed, ``mean`` and
     ``scale`` of the (squashed) feature; scale 0 removes a feature that was constant. Results are within +-CLIP; NaN and
     infinities become 0 and +-CLIP.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,23 +14,60 @@ SKEW = 2.0  # a feature more skewed than this is squashed by a logarithm; an exp
 BLOCK = 32_768  # rows at once: a few dozen columns of them stay in a cache
 
 
-def fit_normalisation(layer: Any, rows: Rows) -> None:
-    """Set a Normalise layer's weights from the weighted rows. Rows of weight 0 have no say; neither have infinities."""
+@dataclass(frozen=True)
+class Moments:
+    """Of each feature, float64[F] on the host: weight, mean, and sums of the squares and cubes of what is over it."""
+
+    weight: np.ndarray
+    mean: np.ndarray
+    second: np.ndarray
+    third: np.ndarray
+
+    def __add__(self, other: Moments) -> Moments:
+        """Both together (Pebay 2008, equations 2.1 and 2.2, weighted)."""
+        weight = self.weight + other.weight
+        safe, apart = np.where(weight > 0, weight, 1.0), other.mean - self.mean
+        a, b = self.weight / safe, other.weight / safe
+        second = self.second + other.second + apart**2 * a * other.weight
+        third = self.third + other.third + apart**3 * a * other.weight * (a - b)
+        third += 3 * apart * (a * other.second - b * self.second)
+        return Moments(weight, self.mean + apart * b, second, third)
+
+    @property
+    def deviation(self) -> np.ndarray:
+        return np.sqrt(self.second / np.where(self.weight > 0, self.weight, 1.0))
+
+    @property
+    def heavy(self) -> np.ndarray:
+        """Which features are heavy-tailed, bool[F]."""
+        deviation = self.deviation
+        cubes = self.third / np.where(self.weight > 0, self.weight, 1.0)
+        return np.asarray(np.abs(cubes / np.where(deviation > 0, deviation, 1.0) ** 3) > SKEW)
+
+
+def set_normalisation(layer: Any, plain: Moments, squashed: Moments) -> None:
+    """Set a Normalise layer's weights.
+
+    Args:
+        plain: of the features as they are. squashed: of their logarithms, at least of the heavy-tailed ones.
+    """
     if not layer.built:
-        layer.build((None, rows.X.shape[1]))
-    _, _, _, skew = moments(rows, np.zeros(rows.X.shape[1], dtype=bool))
-    squash = np.abs(skew) > SKEW
-    total, mean, deviation, _ = moments(rows, squash)
-    constant = (deviation <= 1e-6 * np.maximum(1.0, np.abs(mean))) | (total <= 0)
-    layer.squash.assign(squash.astype(np.float32))
+        layer.build((None, len(plain.mean)))
+    heavy = plain.heavy
+    mean, deviation = (np.where(heavy, getattr(squashed, name), getattr(plain, name)) for name in ("mean", "deviation"))
+    constant = (deviation <= 1e-6 * np.maximum(1.0, np.abs(mean))) | (plain.weight <= 0)
+    layer.squash.assign(heavy.astype(np.float32))
     layer.mean.assign(mean.astype(np.float32))
     layer.scale.assign(np.where(constant, 0.0, 1.0 / np.where(constant, 1.0, deviation)).astype(np.float32))
 
 
-def moments(rows: Rows, squash: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Weight, mean, standard deviation and skewness of each feature, float64[F] on the host.
+def moments(rows: Rows, squash: np.ndarray) -> Moments:
+    """The moments of the weighted rows' features. Rows of weight 0 have no say; neither have infinities.
 
     Two passes (the mean first), so that a large offset costs no digits; in blocks, so that memory is bounded.
+
+    Args:
+        squash: bool[F], of which features the logarithm is looked at.
     """
     backend = backend_of(rows.X)
     xp, features = backend.xp, rows.X.shape[1]
@@ -61,7 +99,4 @@ def moments(rows: Rows, squash: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
     safe = xp.where(weight > 0, weight, 1.0)
     mean = first / safe
     _, second, third = totals(mean, (2, 3))
-    deviation = xp.sqrt(second / safe)
-    skew = (third / safe) / xp.where(deviation > 0, deviation, 1.0) ** 3
-    weight, mean, deviation, skew = (backend.to_host(a) for a in (weight, mean, deviation, skew))
-    return weight, mean, deviation, skew
+    return Moments(*(backend.to_host(a) for a in (weight, mean, second, third)))

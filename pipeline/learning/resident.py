@@ -35,6 +35,11 @@ class Resident:
     def __len__(self) -> int:
         return int(self.features.shape[0])
 
+    def tensors(self) -> dict[str, Any]:
+        """All of them by name, ``places`` only where there are."""
+        placed = {} if self.places is None else {"places": self.places}
+        return {"features": self.features, "packed": self.packed, **placed, **self.sequences}
+
     def block(self, start: int, rows: int) -> dict[str, Any]:
         """``rows`` rows from ``start`` on: what the network takes, and ``packed``."""
         some = slice(start, start + rows)

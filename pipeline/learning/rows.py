@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -67,6 +67,24 @@ def select(table: Any, split: int) -> Rows:
 
 def _of(table: Any, index: Array | None) -> Rows:
     return Rows(table.X, table.y, table.mask, table.weight, index, getattr(table, "sequences", {}))
+
+
+def concat(parts: Sequence[Rows]) -> Rows:
+    """The chosen rows of all parts, in their order, in arrays of their own: C-contiguous and aligned."""
+    backend, n = backend_of(parts[0].X), sum(len(part) for part in parts)
+
+    def joined(arrays: list[Array]) -> Array:
+        out = backend.empty_aligned((n, *arrays[0].shape[1:]), arrays[0].dtype)
+        start = 0
+        for part, array in zip(parts, arrays, strict=True):
+            stop = start + len(part)
+            out[start:stop] = array if part.index is None else array[part.index]
+            start = stop
+        return out
+
+    sequences = {name: joined([part.sequences[name] for part in parts]) for name in parts[0].sequences}
+    X, y, mask, weight = (joined([getattr(part, name) for part in parts]) for name in ("X", "y", "mask", "weight"))
+    return Rows(X, y, mask, weight, None, sequences)
 
 
 def needed(sequences: Mapping[str, Array] | None, names: tuple[str, ...]) -> dict[str, Array]:

@@ -13,6 +13,8 @@ import numpy as np
 from pipeline import config
 from pipeline.backend import backend_of
 from pipeline.features.sequences import SequenceSpec
+from pipeline.learning.checkpoint import Checkpoint
+from pipeline.learning.chunks import Chunks, Survey, as_chunks
 from pipeline.learning.model import TrainedModel
 from pipeline.learning.models import Head
 from pipeline.learning.networks import KINDS, SEQUENTIAL
@@ -24,20 +26,29 @@ MARGIN = 0.001  # of the validation score; by less, a kind is not better than a 
 
 
 def train_selected(
-    rows: Table | Rows,
+    rows: Table | Rows | Chunks,
     valid: Table | Rows | None,
     heads: Sequence[Head],
     settings: config.Model,
     progress: Any = None,
     sequences: SequenceSpec | None = None,
+    *,
+    sample: Table | Rows | None = None,
+    checkpoint: Checkpoint | None = None,
+    found: Survey | None = None,
 ) -> TrainedModel:
-    """As ``train``, of the kind that :func:`select` finds best where ``settings.kind`` is auto."""
-    if settings.kind != "auto":
-        return train(rows, valid, heads, settings, progress, sequences)
-    found = select(rows, valid, heads, settings, sequences)
-    chosen = settings.model_copy(update={"kind": found["kind"]})
-    model = train(rows, valid, heads, chosen, progress, sequences)
-    model.selection = found
+    """As ``train``, of the kind that :func:`select` finds best where ``settings.kind`` is auto.
+
+    Args:
+        sample: training rows to try the kinds on, where ``rows`` come in chunks.
+    """
+    selection = None
+    if settings.kind == "auto":
+        tried = as_chunks(rows).make(0) if sample is None else sample
+        selection = select(tried, valid, heads, settings, sequences)
+        settings = settings.model_copy(update={"kind": selection["kind"]})
+    model = train(rows, valid, heads, settings, progress, sequences, checkpoint=checkpoint, found=found)
+    model.selection = selection
     return model
 
 

@@ -13,59 +13,67 @@ from typing import Any
 
 from pipeline import config
 from pipeline.backend import backend_of
-from pipeline.errors import ModelError
 from pipeline.features.sequences import SequenceSpec
 from pipeline.learning import imbalance, losses, models
-from pipeline.learning.labels import Label, describe
+from pipeline.learning.checkpoint import Checkpoint
+from pipeline.learning.chunks import VALIDATION_SHARE, Chunks, Survey, as_chunks, survey
+from pipeline.learning.labels import Label
 from pipeline.learning.model import TrainedModel
 from pipeline.learning.models import Architecture, Head, Network
-from pipeline.learning.normalisation import fit_normalisation
-from pipeline.learning.rows import Rows, Table, as_rows, needed
-from pipeline.learning.trainer import Trainer
-
-VALIDATION_SHARE = 10  # without validation rows, one in this many of the training rows is taken
+from pipeline.learning.normalisation import set_normalisation
+from pipeline.learning.rows import Rows, Table, as_rows
+from pipeline.learning.trainer import Compile, Trainer
 
 
 def train(
-    rows: Table | Rows,
+    rows: Table | Rows | Chunks,
     valid: Table | Rows | None,
     heads: Sequence[Head],
     settings: config.Model,
     progress: Any = None,
     sequences: SequenceSpec | None = None,
+    *,
+    compiled: Compile | None = None,
+    callbacks: Sequence[Any] = (),
+    checkpoint: Checkpoint | None = None,
+    found: Survey | None = None,
 ) -> TrainedModel:
     """A network fitted to ``rows``, stopped when ``valid`` no longer improves, its best weights restored.
 
     Args:
-        rows, valid: FeatureTables or :class:`Rows`. Where ``valid`` is None or has no labels, a tenth of ``rows``
-            takes its place.
+        rows, valid: FeatureTables or :class:`Rows`; ``rows`` also as :class:`Chunks`, where they do not fit the memory.
+            Where ``valid`` is None or has no labels, a tenth of ``rows`` (of the first chunk) takes its place.
         heads: of the columns of y, in order. A head with fewer than ``settings.minimum_positives`` positive rows, or
             of one class only, is not learned: it predicts its base rate, and ``notes`` says so.
         settings: the network and how it is trained; its ``kind`` is not auto, see ``selection.py``.
         progress: a Progress to advance by the rows of each epoch.
         sequences: what the rows' sequences are, for a network that reads them.
+        compiled: an optimizer, loss or metrics of one's own.
+        callbacks: Keras callbacks. An epoch is one call, so those of batches are not called. Logs are ``loss``,
+            ``val_loss`` (validation loss over that of the base rate), ``samples_per_second`` and the metrics. Their
+            ``model`` is the network after its normalisation.
+        checkpoint: where the state is kept. A training that was killed goes on from there, bit for bit on the CPU; the
+            callbacks begin anew. Removed when the training is finished.
+        found: the survey of these rows, where it was made before.
     Raises:
-        ModelError: no rows at all, another number of heads than columns of y, or the network takes a sequence tensor
-            that the rows do not have.
+        ModelError: no rows at all, another number of heads than columns of y, the network takes a sequence tensor that
+            the rows do not have, or the checkpoint belongs to another training.
     """
-    rows, valid = as_rows(rows), as_rows(valid) if valid is not None else None
-    if len(heads) != rows.y.shape[1]:
-        raise ModelError(f"{len(heads)} heads for {rows.y.shape[1]} columns of y; give one head per column")
-    if not len(rows):
-        raise ModelError("there are no training rows: shorten the horizons or split.holdout, or add history")
-    started = time.perf_counter()
-    labels = [describe(rows, h, head, settings.minimum_positives) for h, head in enumerate(heads)]
-    imbalance.weigh(labels, heads, settings)
-    network = models.build(architecture(rows.X.shape[1], heads, settings, sequences), settings.seed)
-    needed(rows.sequences, network.inputs)
-    set_initial_bias(network, labels)
-    fit_normalisation(network.normalise, rows)
-    model = TrainedModel(network, labels)
-    if any(label.learned for label in labels):
-        if valid is None or not _usable(valid, labels):
-            rows, valid = _carve(rows)
-        Trainer(model, rows, valid, settings).run(progress)
-        _smear(model, rows)
+    started, chunks, valid = time.perf_counter(), as_chunks(rows), as_rows(valid) if valid is not None else None
+    found = found or survey(chunks, heads, settings.minimum_positives)
+    imbalance.weigh(found.labels, heads, settings)
+    network = models.build(architecture(len(found.plain.mean), heads, settings, sequences), settings.seed)
+    set_initial_bias(network, found.labels)
+    set_normalisation(network.normalise, found.plain, found.squashed)
+    model = TrainedModel(network, found.labels)
+    if any(label.learned for label in found.labels):
+        if valid is None or not _usable(valid, found.labels):
+            valid = _carve(chunks.make(0))[1]
+            chunks, found = chunks.map(lambda some: _carve(some)[0]), found.carved()
+        Trainer(model, chunks, found, valid, settings, compiled).run(progress, callbacks, checkpoint)
+        _smear(model, chunks)
+        if checkpoint is not None:
+            checkpoint.remove()
     model.seconds = time.perf_counter() - started
     return model
 
@@ -110,17 +118,21 @@ def _carve(rows: Rows) -> tuple[Rows, Rows]:
     return rows.chosen(index[~tenth]), rows.chosen(index[tenth])
 
 
-def _smear(model: TrainedModel, rows: Rows) -> None:
+def _smear(model: TrainedModel, chunks: Chunks) -> None:
     """Make each value head's expectations add up to the training rows' total."""
     wanted = [h for h, head in enumerate(model.heads) if head.kind == "value" and model.labels[h].learned]
     if not wanted:
         return
-    xp = backend_of(rows.X).xp
-    p = model.predict(rows.X, rows.index, sequences=rows.sequences)
-    known = rows.take("mask") > 0
+    expected, observed = dict.fromkeys(wanted, 0.0), dict.fromkeys(wanted, 0.0)
+    for rows in chunks:
+        xp = backend_of(rows.X).xp
+        p = model.predict(rows.X, rows.index, sequences=rows.sequences)
+        known = rows.take("mask") > 0
+        for h in wanted:
+            weight = xp.where(known[:, h], rows.take("weight"), 0).astype(xp.float64)
+            expected[h] += float((weight * p[:, h]).sum())
+            observed[h] += float((weight * xp.where(known[:, h], rows.take("y")[:, h], 0)).sum())
+        del rows
     for h in wanted:
-        weight = xp.where(known[:, h], rows.take("weight"), 0).astype(xp.float64)
-        expected = float((weight * p[:, h]).sum())
-        observed = float((weight * xp.where(known[:, h], rows.take("y")[:, h], 0)).sum())
-        if expected > 0:
-            model.labels[h].smear = min(max(observed / expected, 0.1), 10.0)
+        if expected[h] > 0:
+            model.labels[h].smear = min(max(observed[h] / expected[h], 0.1), 10.0)

@@ -1,26 +1,32 @@
-"""The device-resident training loop: a whole epoch is one call, and no row leaves the device.
+"""The device-resident training loop: an epoch over a chunk is one call, and no row leaves the device.
 
 An epoch draws a permutation, and for each batch gathers rows, takes the gradient in independent shards that run side by
 side, and applies it: shapes are fixed, the remainder of a batch waits for the next epoch's permutation, and Python is
-entered once an epoch. On the CPU the same seed and data give the same weights, bit for bit.
+entered once a chunk. Where there are several chunks, an epoch goes through all of them in a new order, and the next is
+prepared while one trains. On the CPU the same seed and data give the same weights, bit for bit.
 """
 
 from __future__ import annotations
 
+import hashlib
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 
 from pipeline import config
 from pipeline.backend import backend_of
-from pipeline.learning import losses
+from pipeline.learning.checkpoint import Checkpoint
+from pipeline.learning.chunks import Chunks, Survey, ahead
+from pipeline.learning.compiled import epoch_of, losses_of, validation_of
 from pipeline.learning.labels import base_loss
 from pipeline.learning.model import TrainedModel
-from pipeline.learning.models import BLOCK
-from pipeline.learning.resident import cut, resident
+from pipeline.learning.resident import Resident, resident
 from pipeline.learning.rows import Rows
-from pipeline.learning.tensors import keras, permutation, shards, tf
+from pipeline.learning.tensors import keras, permutation, tf
 
 SMALLEST_BATCH = 256  # a batch is at most a twentieth of the rows, but not smaller than this
 # A head's loss is divided by its base-rate loss to this power, so that a rare head is not drowned by a frequent one. On
@@ -28,93 +34,116 @@ SMALLEST_BATCH = 256  # a batch is at most a twentieth of the rows, but not smal
 BALANCE = 0.5
 
 
-class Trainer:
-    """The state of one training: resident tensors, optimizer, and the compiled epoch and validation passes."""
+@dataclass
+class Compile:
+    """What Keras users give ``compile``; each of them may be left out.
 
-    def __init__(self, model: TrainedModel, rows: Rows, valid: Rows, settings: config.Model) -> None:
-        self.model, self.settings, self.n = model, settings, len(rows)
-        self.on_gpu = backend_of(rows.X).on_gpu
-        batch = min(settings.batch_size, max(SMALLEST_BATCH, self.n // 20))
-        self.batch = model.batch = min(batch, self.n)
+    ``optimizer``: a ``keras.optimizers.Optimizer``, not built yet, or a name; AdamW with the settings' rate and decay.
+    ``loss``: a ``keras.losses.Loss`` of logits for the binary heads; log loss. Training stops by log loss all the same.
+    ``metrics``: ``keras.metrics.Metric`` of probabilities, measured on the validation rows of each binary head.
+    """
+
+    optimizer: Any = None
+    loss: Any = None
+    metrics: Sequence[Any] = ()
+
+
+class Trainer:
+    """The state of one training: resident tensors, optimizer, and the compiled epoch and validation passes.
+
+    Args:
+        chunks, found: the training rows, and what is known of them.
+    """
+
+    def __init__(
+        self,
+        model: TrainedModel,
+        chunks: Chunks,
+        found: Survey,
+        valid: Rows,
+        settings: config.Model,
+        compiled: Compile | None = None,
+        xla: bool | None = None,
+    ) -> None:
+        self.model, self.chunks, self.settings, compiled = model, chunks, settings, compiled or Compile()
+        self.on_gpu = backend_of(valid.X).on_gpu
+        self.only = self.prepare(0) if chunks.count == 1 else None
+        self.sizes = found.sizes if self.only is None else (len(self.only),)
+        self.n, self.passes = sum(self.sizes), settings.passes if chunks.count > 1 else 1
+        self.batch = model.batch = batch_of(self.sizes, settings.batch_size)
         pairs = list(zip(model.heads, model.labels, strict=True))
         self.base = np.array([base_loss(head, label.rate) for head, label in pairs])
         taught = np.array([base_loss(head, label.taught) for head, label in pairs])
-        weights = [label.positive_weight for label in model.labels]
-        self.rows = resident(model.network, rows, model.value_scale, weights)
+        more = np.array([1 + label.rate * (label.positive_weight - 1) for label in model.labels])
         self.valid = resident(model.network, valid, model.value_scale)
         # Per row, so that the mean over a batch is unbiased whatever rows it drew; unlearned heads weigh nothing.
-        learned, totals = np.array([label.learned for label in model.labels]), self.rows.totals
+        learned = np.array([label.learned for label in model.labels])
         with np.errstate(divide="ignore"):
-            self.loss_weights = np.where(learned & (totals > 0), self.n / (totals * taught**BALANCE), 0.0)
-        body = model.network.body
-        self.optimizer = keras.optimizers.AdamW(settings.learning_rate, weight_decay=settings.weight_decay)
-        self.optimizer.exclude_from_weight_decay(var_names=["bias"])
-        self.optimizer.build(body.trainable_variables)
-        self.epoch = self._compile_epoch()
-        self.validate = self._compile_validation()
+            per_row = found.rows / (found.weight * more * taught**BALANCE)
+        self.loss_weights = np.where(learned & (found.weight > 0), per_row, 0.0)
+        self.optimizer = self._optimizer(compiled.optimizer)
+        self.metrics = [
+            (f"val_{head.name}_{metric.name}", h, metric.__class__.from_config(metric.get_config()))
+            for metric in compiled.metrics
+            for h, head in enumerate(model.heads)
+            if learned[h] and head.kind == "binary"
+        ]
+        gamma = max(label.gamma for label in model.labels)
+        losses = losses_of(model.network.architecture, gamma, compiled.loss)
+        # XLA fuses the many small kernels of a step on a GPU; on the CPU it is slower (see bench/train.py).
+        xla = self.on_gpu if xla is None else xla
+        self.epoch = epoch_of(
+            model.network, self.batch, self.loss_weights, self.optimizer, losses, self.on_gpu, xla=xla
+        )
+        self.validate = validation_of(model.network, model.correction, self.on_gpu)
+        self.loss_name = None if compiled.loss is None else compiled.loss.name
 
-    def _compile_epoch(self) -> Any:
-        body, architecture, batch = self.model.network.body, self.model.network.architecture, self.batch
-        heads, parts = len(self.model.heads), shards(self.batch, self.on_gpu)
-        part, steps, variables, optimizer = batch // parts, self.n // batch, body.trainable_variables, self.optimizer
-        weights = tf.constant(self.loss_weights / batch, dtype=tf.float32)
-        gamma = max(label.gamma for label in self.model.labels)
+    def _optimizer(self, wanted: Any) -> Any:
+        settings, body = self.settings, self.model.network.body
+        if wanted is None:
+            optimizer = keras.optimizers.AdamW(settings.learning_rate, weight_decay=settings.weight_decay)
+            optimizer.exclude_from_weight_decay(var_names=["bias"])
+        else:
+            optimizer = keras.optimizers.get(wanted)
+        optimizer.build(body.trainable_variables)
+        return optimizer
 
-        def gradient(inputs: dict[str, Any], packed: Any) -> tuple[Any, list[Any]]:
-            with tf.GradientTape() as tape:
-                each = losses.losses(body(inputs, training=True), packed[:, :heads], architecture, gamma)
-                loss = tf.reduce_sum(each * packed[:, heads:] * weights)
-            return loss, tape.gradient(loss, variables)
+    # -- rows -----------------------------------------------------------------------------------------------------
 
-        if self.on_gpu:  # XLA fuses the step's many small kernels; on the CPU it was no faster (see bench/train.py)
-            gradient = tf.function(gradient, jit_compile=True)
+    def prepare(self, i: int) -> Resident:
+        """Chunk i on the device."""
+        weights = [label.positive_weight for label in self.model.labels]
+        return resident(self.model.network, self.chunks.make(i), self.model.value_scale, weights)
 
-        def gather(x: Any, index: Any) -> Any:
-            return tf.ensure_shape(tf.gather(x, index), (part, x.shape[1]))
+    def order(self, epoch: int) -> list[int]:
+        """In which order the chunks are gone through; the same for the same seed and epoch."""
+        if self.chunks.count == 1:
+            return [0]
+        return [int(i) for i in np.random.default_rng([self.settings.seed, epoch, 1]).permutation(self.chunks.count)]
 
-        @tf.function  # type: ignore[untyped-decorator]
-        def epoch(rows: tuple[Any, ...], order: Any) -> Any:
-            features, packed, sequences, places = rows
-            total = tf.constant(0.0)
-            for step in tf.range(steps):
-                results = []
-                for k in range(parts):
-                    first = step * batch + k * part
-                    index = order[first : first + part]
-                    inputs = {"features": gather(features, index)}
-                    if sequences:
-                        place = index if places is None else tf.gather(places, index)
-                        inputs |= {name: gather(x, place) for name, x in sequences.items()}
-                    results.append(gradient(inputs, gather(packed, index)))
-                # Added in a fixed order: the same seed gives the same weights however the shards were scheduled.
-                gradients = [tf.add_n(list(same)) for same in zip(*(g for _, g in results), strict=True)]
-                optimizer.apply(gradients, variables)
-                total += tf.add_n([loss for loss, _ in results])
-            return total / steps
+    def parts(self, first: int, last: int) -> Iterator[Resident]:
+        """Every chunk of the epochs first..last in their order, the next prepared while one is used."""
+        if self.only is not None:
+            return repeat(self.only)
+        return ahead(self.prepare, (i for epoch in range(first, last + 1) for i in self.order(epoch)))
 
-        return epoch
+    # -- one epoch ------------------------------------------------------------------------------------------------
 
-    def _compile_validation(self) -> Any:
-        body, architecture, heads = self.model.network.body, self.model.network.architecture, len(self.model.heads)
-        correct = self.model.correction
-        parts = 1 if self.on_gpu else shards(8 * BLOCK, self.on_gpu)
-
-        @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
-        def sums(block: dict[str, Any]) -> Any:
-            results = []
-            for part in cut(block, parts):
-                packed = part.pop("packed")
-                each = losses.losses(correct(body(part, training=False)), packed[:, :heads], architecture)
-                results.append(tf.reduce_sum(tf.where(packed[:, heads:] > 0, each * packed[:, heads:], 0.0), axis=0))
-            return tf.add_n(results)
-
-        return sums
-
-    def learn(self, epoch: int) -> float:
-        """One epoch over the rows; the mean loss of its batches."""
-        rows = self.rows
-        order = permutation(self.n, self.settings.seed, epoch, self.on_gpu)
-        return float(self.epoch((rows.features, rows.packed, rows.sequences, rows.places), order))
+    def learn(self, epoch: int, parts: Iterator[Resident] | None = None, progress: Any = None) -> float:
+        """One epoch over all chunks; the mean loss of its batches."""
+        parts = self.parts(epoch, epoch) if parts is None else parts
+        total, steps = 0.0, 0
+        for i in self.order(epoch):
+            part = next(parts)
+            for k in range(self.passes):
+                turn = ((epoch - 1) * self.chunks.count + i) * self.passes + k + 1
+                order = permutation(len(part), self.settings.seed, turn, self.on_gpu)
+                total += float(self.epoch(part.tensors(), order))
+                steps += len(part) // self.batch
+            if progress is not None and len(self.sizes) > 1:
+                progress.advance(len(part) * self.passes, f"epoch {epoch}, chunk of {len(part):,} rows")
+            del part
+        return total / steps
 
     def score(self) -> float:
         """The validation loss over the loss at the base rate, averaged over the learned heads; below 1 is better."""
@@ -125,29 +154,143 @@ class Trainer:
         used = (self.loss_weights > 0) & (self.valid.totals > 0)
         return float(np.mean(total[used] / self.valid.totals[used] / self.base[used]))
 
-    def run(self, progress: Any = None) -> None:
-        """Train until the score has not improved for ``patience`` epochs; leaves the best weights in the network."""
-        model, settings = self.model, self.settings
-        variables = model.network.body.variables
-        best, best_weights = self.score(), [tf.identity(v) for v in variables]
-        waited = 0
-        for epoch in range(1, settings.epochs + 1):
-            started = time.perf_counter()
-            loss = self.learn(epoch)
-            seconds = time.perf_counter() - started
-            score = self.score()
-            model.history.append({"loss": loss, "validation": score, "seconds": seconds})
-            if progress is not None:
-                progress.advance(self.n, f"epoch {epoch}, validation {score:.4f}")
-            if not np.isfinite(loss):
+    def measured(self) -> dict[str, float]:
+        """The metrics of ``compiled`` on the validation rows, by name."""
+        heads, architecture, rows = len(self.model.heads), self.model.network.architecture, self.model.network.block
+        for start in range(0, len(self.valid) if self.metrics else 0, rows):
+            block = self.valid.block(start, rows)
+            packed = block.pop("packed")
+            raw = self.model.correction(self.model.network.body(block, training=False))
+            for _, h, metric in self.metrics:
+                p = tf.sigmoid(raw[:, architecture.columns(h)][:, 0])
+                metric.update_state(packed[:, h], p, sample_weight=packed[:, heads + h])
+        found = {name: float(metric.result()) for name, _, metric in self.metrics}
+        for _, _, metric in self.metrics:
+            metric.reset_state()
+        return found
+
+    # -- all of them ----------------------------------------------------------------------------------------------
+
+    def run(self, progress: Any = None, callbacks: Sequence[Any] = (), checkpoint: Checkpoint | None = None) -> None:
+        """Train until the score has not improved for ``patience`` epochs; leaves the best weights in the network.
+
+        Args:
+            callbacks: Keras callbacks; see :func:`pipeline.learning.train.train`.
+        """
+        model, body, last = self.model, self.model.network.body, -(-self.settings.epochs // self.passes)
+        state = self._resume(checkpoint) if checkpoint else None
+        if state is None:
+            state = Course(self.score(), [tf.identity(v) for v in body.variables])
+        elif progress is not None:
+            progress.skip(state.epoch * self.n * self.passes)
+        listeners = self._listeners(callbacks, last)
+        listeners.on_train_begin()
+        parts = self.parts(state.epoch + 1, last)
+        while state.epoch < last and not state.over(self.settings.patience) and not body.stop_training:
+            state.epoch += 1
+            listeners.on_epoch_begin(state.epoch - 1)
+            logs = self._epoch(state, parts, progress)
+            listeners.on_epoch_end(state.epoch - 1, logs)
+            if not np.isfinite(logs["loss"]):
                 break
-            if score < best:
-                best, best_weights, model.best_epoch, waited = score, [tf.identity(v) for v in variables], epoch, 0
-            else:
-                waited += 1
-                if waited > settings.patience:
-                    break
-        for variable, weight in zip(variables, best_weights, strict=True):
+            if checkpoint and checkpoint.due():
+                self._save(checkpoint, state)
+        if self.only is None:
+            parts.close()  # type: ignore[attr-defined]
+        for variable, weight in zip(body.variables, state.weights, strict=True):
             variable.assign(weight)
-        steady = [h["seconds"] for h in model.history[1:]] or [h["seconds"] for h in model.history]
-        model.samples_per_second = self.n // self.batch * self.batch / float(np.median(steady)) if steady else 0.0
+        model.best_epoch = state.best_epoch
+        rates = [h["samples_per_second"] for h in model.history]
+        model.samples_per_second = float(np.median(rates[1:] or rates)) if rates else 0.0
+        listeners.on_train_end()
+
+    def _epoch(self, state: Course, parts: Iterator[Resident], progress: Any) -> dict[str, float]:
+        """Train an epoch and look at the validation rows; what Keras callbacks get as logs."""
+        started = time.perf_counter()
+        loss = self.learn(state.epoch, parts, progress)
+        seconds = time.perf_counter() - started
+        score = self.score()
+        rate = self.passes * sum(n // self.batch for n in self.sizes) * self.batch / seconds
+        logs = {"loss": loss, "val_loss": score, "samples_per_second": rate, **self.measured()}
+        history = {"loss": loss, "validation": score, "seconds": seconds, **logs}
+        del history["val_loss"]
+        self.model.history.append(history)
+        if progress is not None:
+            note = f"epoch {state.epoch}, validation {score:.4f}"
+            progress.advance(self.n if len(self.sizes) == 1 else 0, note)
+        if np.isfinite(loss):
+            state.seen(score, self.model.network.body.variables)
+        return logs
+
+    def _listeners(self, callbacks: Sequence[Any], last: int) -> Any:
+        body = self.model.network.body
+        if callbacks:
+            body.compile(optimizer=self.optimizer)  # callbacks look for an optimizer there
+        body.stop_training = False
+        return keras.callbacks.CallbackList(list(callbacks), model=body, epochs=last, verbose=0)
+
+    # -- going on after a kill ------------------------------------------------------------------------------------
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What makes this training the one it is, as plain values: another one has another."""
+        normalise = self.model.network.normalise.weights
+        return {
+            "architecture": self.model.network.architecture.to_dict(),
+            "labels": [asdict(label) for label in self.model.labels],
+            "settings": self.settings.model_dump(mode="json"),
+            "rows": [list(self.sizes), len(self.valid), self.valid.totals.tolist()],
+            "normalisation": hashlib.sha256(b"".join(w.numpy().tobytes() for w in normalise)).hexdigest(),
+            "optimizer": str({**self.optimizer.get_config(), "name": type(self.optimizer).__name__}),
+            "loss": self.loss_name,
+            "libraries": [tf.__version__, keras.__version__, np.__version__],
+        }
+
+    def _kept(self) -> dict[str, list[Any]]:
+        return {"network": self.model.network.body.variables, "optimizer": self.optimizer.variables}
+
+    def _save(self, checkpoint: Checkpoint, state: Course) -> None:
+        tensors = {**self._kept(), "best": state.weights}
+        arrays = {f"{kind}/{i}": x.numpy() for kind, several in tensors.items() for i, x in enumerate(several)}
+        plain = {name: getattr(state, name) for name in ("best", "best_epoch", "epoch", "waited")}
+        checkpoint.save(self.fingerprint(), arrays, {**plain, "history": self.model.history})
+
+    def _resume(self, checkpoint: Checkpoint) -> Course | None:
+        """Where the training that left the checkpoint was; None without one."""
+        loaded = checkpoint.load(self.fingerprint())
+        if loaded is None:
+            return None
+        arrays, state = loaded
+        for kind, several in self._kept().items():
+            for i, variable in enumerate(several):
+                variable.assign(arrays[f"{kind}/{i}"])
+        self.model.history[:] = state["history"]
+        weights = [tf.constant(arrays[f"best/{i}"]) for i in range(len(self.model.network.body.variables))]
+        return Course(state["best"], weights, state["best_epoch"], state["epoch"], state["waited"])
+
+
+@dataclass
+class Course:
+    """How far training has come, and the best that it has been at."""
+
+    best: float
+    weights: list[Any]
+    best_epoch: int = 0
+    epoch: int = 0
+    waited: int = 0
+
+    def seen(self, score: float, variables: Sequence[Any]) -> None:
+        """An epoch's validation."""
+        if score < self.best:
+            self.best, self.weights = score, [tf.identity(v) for v in variables]
+            self.best_epoch, self.waited = self.epoch, 0
+        else:
+            self.waited += 1
+
+    def over(self, patience: int) -> bool:
+        return self.waited > patience
+
+
+def batch_of(sizes: Sequence[int], wanted: int) -> int:
+    """Rows of a batch: at most a twentieth of all, and no more than the smallest chunk has."""
+    batch = min(wanted, max(SMALLEST_BATCH, sum(sizes) // 20))
+    return min(batch, min(n for n in sizes if n))

@@ -14,7 +14,8 @@ from pipeline.config import Config
 from pipeline.events.store import EventStore
 from pipeline.learning import registry
 from pipeline.learning.champion import champion_of
-from pipeline.learning.client import ClientModel, train_client, training_table
+from pipeline.learning.client import ClientModel, train_client
+from pipeline.learning.data import training_data
 from pipeline.learning.rows import select
 from tests.learning.logs import DAY, open_log
 
@@ -68,13 +69,13 @@ def test_the_champion_s_own_features_are_computed_for_the_same_rows(
     few = changed(config, features={"groups": ["counts"]}, context={"windows": []})
     train(log, tmp_path, few, back=1)
     as_of = store.last_full_day("acme")
-    table = training_table(store, "acme", config, PANDAS, as_of)
+    table = training_data(store, "acme", config, PANDAS, as_of).table
     champion = champion_of(store, "acme", config, PANDAS, as_of, tmp_path, table, ranges=3)
     assert champion is not None
     assert champion.p is not None
     # Scored the long way round: its own table of all rows, and its hold-out.
     model, spec, _ = registry.load_current(tmp_path, "acme")
-    own = training_table(store, "acme", few, PANDAS, as_of)
+    own = training_data(store, "acme", few, PANDAS, as_of).table
     assert own.spec == spec != table.spec
     rows = select(own, 2)
     np.testing.assert_allclose(champion.p, model.predict(own.X, rows.index), rtol=1e-6)

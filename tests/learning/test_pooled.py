@@ -16,7 +16,8 @@ from pipeline.events.store import EventStore
 from pipeline.features import table as features
 from pipeline.learning import registry
 from pipeline.learning import train as loop
-from pipeline.learning.client import train_client, training_table
+from pipeline.learning.client import train_client
+from pipeline.learning.data import training_data
 from pipeline.learning.pooled import Pool, deciding, water_level, whose
 from pipeline.results import read
 from pipeline.rundir import RunDirectory
@@ -168,7 +169,7 @@ def test_the_outcomes_that_decide() -> None:
 def test_subscribers_of_two_clients_are_two(trained: dict[str, Any]) -> None:
     store, config = trained["store"], trained["config"]
     names = list(TINY)[:2]
-    tables = [training_table(store, n, config, PANDAS, store.last_full_day(n)) for n in names]
+    tables = [training_data(store, n, config, PANDAS, store.last_full_day(n)).table for n in names]
     one = [len(np.unique(t.keys["subscriber_key"])) for t in tables]
     slices = {"a": slice(0, len(tables[0])), "b": slice(len(tables[0]), None)}
     assert len(np.unique(whose(features.concat(list(tables)), slices))) == sum(one)

@@ -1,0 +1,117 @@
+"""What training compiles, once: an epoch over the rows of a chunk, and a block's validation losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from pipeline.learning import losses as kinds
+from pipeline.learning.models import BLOCK, Architecture, Network
+from pipeline.learning.resident import cut
+from pipeline.learning.tensors import shards, tf
+
+Losses = Callable[[Any, Any], Any]  # raw [n, W], target [n, H] -> each row's loss on each head, [n, H]
+
+
+def losses_of(architecture: Architecture, gamma: float = 0.0, loss: Any = None) -> Losses:
+    """Our losses, or a ``keras.losses.Loss`` of logits for the binary heads.
+
+    Args:
+        gamma: of the focal loss; 0: log loss.
+    """
+
+    def ours(raw: Any, target: Any) -> Any:
+        return kinds.losses(raw, target, architecture, gamma)
+
+    def theirs(raw: Any, target: Any) -> Any:
+        each = ours(raw, target)
+        columns = [
+            loss.call(target[:, h : h + 1], raw[:, architecture.columns(h)]) if head.kind == "binary" else each[:, h]
+            for h, head in enumerate(architecture.heads)
+        ]
+        return tf.stack(columns, axis=1)
+
+    return ours if loss is None else theirs
+
+
+def epoch_of(
+    network: Network, batch: int, weights: np.ndarray, optimizer: Any, losses: Losses, on_gpu: bool, xla: bool
+) -> Callable[[dict[str, Any], Any], Any]:
+    """(tensors of a Resident, order) -> the sum of the losses of its batches, after a step for each whole one.
+
+    Args:
+        weights: float64[H], of each head in the loss of a batch's row. xla: compile the gradient with it.
+    """
+    body, heads, parts = network.body, len(network.architecture.heads), shards(batch, on_gpu)
+    part, variables = batch // parts, network.body.trainable_variables
+    factors = tf.constant(weights / batch, dtype=tf.float32)
+
+    def gradient(inputs: dict[str, Any], packed: Any) -> tuple[Any, list[Any]]:
+        with tf.GradientTape() as tape:
+            each = losses(body(inputs, training=True), packed[:, :heads])
+            loss = tf.reduce_sum(each * packed[:, heads:] * factors)
+        return loss, tape.gradient(loss, variables)
+
+    if xla:
+        gradient = tf.function(gradient, jit_compile=True)
+
+    def gather(x: Any, index: Any) -> Any:
+        return tf.ensure_shape(tf.gather(x, index), (part, x.shape[1]))
+
+    def epoch(rows: dict[str, Any], order: Any) -> Any:
+        places, total = rows.get("places"), tf.constant(0.0)
+        sequences = [name for name in rows if name not in ("features", "packed", "places")]
+        for step in tf.range(tf.shape(order)[0] // batch):
+            results = []
+            for k in range(parts):
+                first = step * batch + k * part
+                index = order[first : first + part]
+                inputs = {"features": gather(rows["features"], index)}
+                if sequences:
+                    place = index if places is None else tf.gather(places, index)
+                    inputs |= {name: gather(rows[name], place) for name in sequences}
+                results.append(gradient(inputs, gather(rows["packed"], index)))
+            # Added in a fixed order: the same seed gives the same weights however the shards were scheduled.
+            gradients = [tf.add_n(list(same)) for same in zip(*(g for _, g in results), strict=True)]
+            optimizer.apply(gradients, variables)
+            total += tf.add_n([loss for loss, _ in results])
+        return total
+
+    return _for_any_rows(epoch)
+
+
+def validation_of(network: Network, correct: Callable[[Any], Any], on_gpu: bool) -> Any:
+    """A Resident's block -> its rows' losses, weighted and summed by head, float32[H].
+
+    Args:
+        correct: raw outputs -> those of the population.
+    """
+    body, architecture, heads = network.body, network.architecture, len(network.architecture.heads)
+    parts = 1 if on_gpu else shards(8 * BLOCK, on_gpu)
+
+    @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
+    def sums(block: dict[str, Any]) -> Any:
+        results = []
+        for part in cut(block, parts):
+            packed = part.pop("packed")
+            each = kinds.losses(correct(body(part, training=False)), packed[:, :heads], architecture)
+            results.append(tf.reduce_sum(tf.where(packed[:, heads:] > 0, each * packed[:, heads:], 0.0), axis=0))
+        return tf.add_n(results)
+
+    return sums
+
+
+def _for_any_rows(epoch: Any) -> Callable[[dict[str, Any], Any], Any]:
+    """Traced once for all chunks, however many rows they have, since batches have one shape."""
+    traced: dict[tuple[str, ...], Any] = {}
+
+    def run(rows: dict[str, Any], order: Any) -> Any:
+        names = tuple(sorted(rows))
+        if names not in traced:
+            signature = {name: tf.TensorSpec((None, *x.shape[1:]), x.dtype) for name, x in rows.items()}
+            traced[names] = tf.function(epoch, input_signature=[signature, tf.TensorSpec((None,), order.dtype)])
+        return traced[names](rows, order)
+
+    return run
