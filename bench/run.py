@@ -3,7 +3,8 @@
     python -m bench.run all --events 20e6 --peers polars,duckdb,spark      # every workload: the table, JSON and a plot
     python -m bench.run rollup --events 2e6 --peers duckdb
     python -m bench.run scale --events 1e6,1e7,1e8,1e9 --limit 1200 --clean
-    python -m bench.run train --help
+    python -m bench.run train --help                                       # an epoch of ours and of Keras fit
+    python -m bench.run trained --help                                     # from the store to a trained model
     python -m bench.run quality --help
     python -m bench.run imbalance --events 2e6
 
@@ -283,6 +284,10 @@ def main(arguments: list[str] | None = None) -> int:
         from bench import imbalance
 
         return imbalance.main(arguments[1:])
+    if arguments[:1] == ["trained"]:
+        from bench import trained
+
+        return trained.main(arguments[1:])
     if arguments[:1] == ["scale"]:
         from bench import scale
 
