@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pipeline.learning.rows import Rows
 
 MEMORY_SHARE = 0.4  # of what is free; joining the ranges' tables holds them twice for a moment
-AT_ONCE = 4  # chunks' worth of memory: one that trains, the next twice while it is joined, and what stays
+AT_ONCE = 8  # chunks' worth of memory, measured: one that trains, the next while it is made and joined, what stays
 SMALL = 200_000  # events, which one core goes through in less than a second
 GPU_THREADS = 2  # one range is read while another is computed; more only want more device memory
 SAMPLE = 200_000  # training rows that stay where the others come and go

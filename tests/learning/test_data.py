@@ -76,7 +76,7 @@ def test_chunks_hold_the_rows_that_one_table_has(made: tuple[EventStore, Config]
 def test_what_stays_is_the_other_rows_and_a_sample(made: tuple[EventStore, Config]) -> None:
     store, config = made
     whole = ready(store, config).table
-    kept = ready(store, with_model(config, chunk=12_000))
+    kept = ready(store, with_model(config, chunk=14_000))
     for split in (VALIDATION, HOLDOUT):
         mine, theirs = (lines(t.X[t.split == split], t.y[t.split == split]) for t in (kept.table, whole))
         assert mine == theirs
@@ -96,7 +96,7 @@ def test_a_client_in_chunks_has_as_good_a_model(made: tuple[EventStore, Config],
     as_of = store.last_full_day(client)
     whole, parts = (
         train_client(store, client, c, PANDAS, as_of, tmp_path / str(i))
-        for i, c in enumerate((config, with_model(config, chunk=8_000)))
+        for i, c in enumerate((config, with_model(config, chunk=14_000)))
     )
     assert "chunks" in parts.split
     assert "chunks" not in whole.split
@@ -173,7 +173,7 @@ def test_a_killed_run_goes_on_from_where_it_was(
 def test_the_memory_decides_unless_the_configuration_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Backend, "free_memory", lambda self: 10_000_000)
     config = load(None, [])
-    assert chunk_rows(config, PANDAS, 400) == AtOnce(10_000, 2_500)
+    assert chunk_rows(config, PANDAS, 400) == AtOnce(10_000, 1_250)
     assert chunk_rows(load(None, ["model.chunk=5000"]), PANDAS, 400) == AtOnce(5_000, 5_000)
 
 

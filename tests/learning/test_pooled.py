@@ -14,7 +14,7 @@ from pipeline.backend import PANDAS
 from pipeline.config import Config
 from pipeline.events.store import EventStore
 from pipeline.features import table as features
-from pipeline.learning import registry
+from pipeline.learning import registry, selection
 from pipeline.learning import train as loop
 from pipeline.learning.client import train_client
 from pipeline.learning.data import training_data
@@ -46,12 +46,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     calls: list[int] = []
     original = loop.train
 
-    def counted(rows: Any, *rest: Any) -> Any:
+    def counted(rows: Any, *rest: Any, **options: Any) -> Any:
         calls.append(len(rows))
-        return original(rows, *rest)
+        return original(rows, *rest, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "train", counted)
+        for module in (loop, selection):
+            patch.setattr(module, "train", counted)
         here = context_of(store, config)
         started = time.perf_counter()
         line, rows, result = training.train(here)
