@@ -98,11 +98,15 @@ def temperature(p: np.ndarray, y: np.ndarray, weight: np.ndarray, reason: str = 
 
     sure = np.clip(p, EPSILON, 1 - EPSILON)
     logit = np.log(sure) - np.log1p(-sure)
-    if np.ptp(logit) == 0:  # only the intercept can be known
+    centre, spread = float(logit.mean()), float(logit.std())
+    if spread < 1e-4:  # only the intercept can be known
         rate = np.average(y, weights=weight)
-        return Calibration("temperature", 1.0, float(np.log(rate / (1 - rate)) - logit[0]), reason=reason)
-    fitted = LogisticRegression(C=1e10, solver="newton-cholesky", tol=1e-8).fit(logit[:, None], y > 0, weight)
-    slope, intercept = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
+        return Calibration("temperature", 1.0, float(np.log(rate / (1 - rate)) - centre), reason=reason)
+    # Standardised, so that Newton's step is well-conditioned for a model that says nearly the same of everybody.
+    standard = ((logit - centre) / spread)[:, None]
+    fitted = LogisticRegression(C=1e10, solver="newton-cholesky", tol=1e-8).fit(standard, y > 0, weight)
+    slope = float(fitted.coef_[0, 0]) / spread
+    intercept = float(fitted.intercept_[0]) - slope * centre
     if slope <= 0:
         return Calibration(reason=f"higher probabilities have fewer positives (slope {slope:.2g})")
     return Calibration("temperature", slope, intercept, reason=reason)
