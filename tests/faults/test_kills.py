@@ -166,7 +166,9 @@ def measure(
             if some:
                 step, n = some[spread(len(some), at_points)[i]]
                 _add(figures["points"][point], trials.trial(step, fault=f"{point}:{n}"))
-        for _ in range(at_random * i // at_points, at_random * (i + 1) // at_points):
+        wanted, tries = at_random * (i + 1) // at_points, 0
+        while figures["random"].get("killed", 0) < wanted and tries < 2 * at_random:  # some end before they are killed
+            tries += 1
             step = int(rng.random() * sum(trials.seconds) > trials.seconds[0])
             _add(figures["random"], trials.trial(step, kill_after=rng.uniform(0, trials.seconds[step])))
         say(f"kills, round {i + 1} of {at_points}: at random times {figures['random']}")
