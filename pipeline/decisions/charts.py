@@ -134,7 +134,10 @@ class Axis:
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one line, ascending by x; ``colour`` 1 to 5; ``guide`` lines are thin and grey."""
+    """Points of one line, ascending by x; ``colour`` 1 to 5; ``guide`` lines are thin and grey.
+
+    ``band``: (x, low, high) of what lies around the line, ascending by x; cut at the ends of the axes.
+    """
 
     name: str
     points: Sequence[Point]
@@ -142,6 +145,7 @@ class Series:
     dots: bool = False
     guide: bool = False
     dash: str = ""
+    band: Sequence[tuple[float, float, float]] = ()
 
 
 def nice_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
@@ -207,6 +211,11 @@ def line_chart(title: str, description: str, series: Sequence[Series], x: Axis, 
         points = [place(p) for p in line.points if x.low <= p[0] <= x.high and all(map(math.isfinite, p))]
         if not points:
             continue
+        if line.band:
+            inside = [(a, max(b, y.low), min(c, y.high)) for a, b, c in line.band if x.low <= a <= x.high]
+            outline = [place((a, b)) for a, b, _ in inside] + [place((a, c)) for a, _, c in reversed(inside)]
+            corners = " ".join(f"{a},{b}" for a, b in outline)
+            parts.append(Markup('<polygon class="band c{}" points="{}"/>').format(line.colour, corners))
         style = "guide" if line.guide else f"line c{line.colour}"
         path = " ".join(f"{a},{b}" for a, b in points)
         parts.append(

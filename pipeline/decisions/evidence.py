@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.config import Config
+from pipeline.decisions.calibration import reliability_chart
 from pipeline.decisions.charts import (
     Axis,
     Series,
@@ -20,7 +21,6 @@ from pipeline.decisions.charts import (
     percent,
     plural,
     significant,
-    tick_number,
     tick_percent,
 )
 from pipeline.decisions.sections import share_of
@@ -162,6 +162,7 @@ MEASURES = (
     ("rank correlation", "spearman", significant),
     ("mean absolute error", "mean_absolute_error", significant),
     ("expected / observed", "expected_over_observed", significant),
+    ("in the top tenth", "top_decile_expected_over_observed", significant),
 )
 SCORERS = {
     "base_rate": "base rate",
@@ -183,7 +184,7 @@ def models(metrics: Mapping[str, Any], config: Config) -> list[dict[str, Any]]:
         outcomes.sort(key=lambda o: o["name"] != first)
         charts = [c for c in [_cost_curve((decided.get(client) or {}).get("backtest"))] if c]
         for outcome in outcomes:
-            outcome["chart"] = _reliability(outcome)
+            outcome["chart"] = reliability_chart(outcome["name"], heads[outcome["name"]], outcome["write"])
         if outcomes and outcomes[0]["chart"]:
             charts.append(outcomes[0].pop("chart"))
         found.append(
@@ -237,18 +238,24 @@ def _outcome(name: str, m: Mapping[str, Any]) -> dict[str, Any]:
         "positives": m.get("positives"),
         "base_rate": m.get("base_rate"),
         "header": [label for label, _, _ in used],
-        "scores": [
-            (label, [write(v) if (v := _measure(s, key, m)) is not None else "–" for _, key, write in used])
-            for label, s in scorers
-        ],
+        "scores": [(label, [_cell(s, key, write, m) for _, key, write in used]) for label, s in scorers],
         "budget_header": [percent(s) for s in shares],
         "budgets": [
             (label, [(b[s].get("tpr"), b[s].get("fnr")) if s in b else (None, None) for s in shares])
             for label, b in budgets.items()
         ],
-        "bins": _bins(m),
         "write": human if m.get("normalized_gini") is not None or "mean" in m else percent,
         "note": m.get("note") or m.get("reason") or "",
+    }
+
+
+def _cell(scorer: Mapping[str, Any], key: str, write: Any, m: Mapping[str, Any]) -> dict[str, str]:
+    """A metric and its interval, as they are written."""
+    value, ends = _measure(scorer, key, m), (scorer.get("intervals") or {}).get(key)
+    low, high = map(write, ends) if ends else ("", "")
+    return {
+        "value": "–" if value is None else write(value),
+        "interval": "" if value is None or low == high else f"{low}–{high}",
     }
 
 
@@ -267,35 +274,6 @@ def _budgets(scorer: Mapping[str, Any]) -> dict[float, Mapping[str, Any]]:
     if isinstance(budgets, Mapping):
         return {float(share): v for share, v in budgets.items()}
     return {float(b["budget"]): b for b in budgets}
-
-
-def _bins(m: Mapping[str, Any]) -> list[tuple[float, float, int]]:
-    """Calibration: mean prediction, mean outcome and rows of each tenth, ascending."""
-    return sorted(
-        (float(b["expected"]), float(b["observed"]), round(b.get("weight") or 0))
-        for b in m.get("deciles") or []
-        if b.get("expected") is not None and b.get("observed") is not None
-    )
-
-
-def _reliability(outcome: Mapping[str, Any]) -> Any:
-    bins, write = outcome["bins"], outcome["write"]
-    if len(bins) < 2:
-        return None
-    high = max(max(p, o) for p, o, _ in bins) * 1.08 or 1.0
-    on_axis = tick_percent if write is percent else tick_number
-    return figure(
-        f"Calibration: {outcome['name'].replace('_', ' ')}",
-        "Tenths of the hold-out by prediction. On the diagonal, what was predicted is what happened.",
-        [
-            Series("exact", [(0.0, 0.0), (high, high)], guide=True, dash="4 4"),
-            Series("this model", [(p, o) for p, o, _ in bins], 1, dots=True),
-        ],
-        Axis("predicted", 0, high, on_axis),
-        Axis("observed", 0, high, on_axis),
-        False,
-        numbers(["predicted", "observed", "rows"], [[write(p), write(o), number(n)] for p, o, n in bins]),
-    )
 
 
 def _cost_curve(test: Mapping[str, Any] | None) -> Any:

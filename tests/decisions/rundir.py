@@ -101,6 +101,18 @@ def head_metrics(rate: float, truth: bool) -> dict[str, Any]:
                 "expected_over_observed": 1.02, "budgets": budgets}  # fmt: skip
 
     found = {"rows": 400_000, "positives": int(400_000 * rate), "base_rate": rate, **scorer(3.1), "deciles": bins}
+    found["reliability"] = [
+        {
+            "predicted": rate * x,
+            "observed": rate * x * 1.1,
+            "low": rate * x * 0.9,
+            "high": rate * x * 1.4,
+            "weight": 2e4,
+        }
+        for x in np.geomspace(0.2, 4, 20)
+    ]
+    found |= {"ece": rate / 10, "ece_noise": rate / 20, "top_decile_expected_over_observed": 0.93}
+    found["intervals"] = {"roc_auc": [0.66, 0.75], "pr_auc": None, "top_decile_expected_over_observed": [0.871, 0.992]}
     found["baselines"] = {
         "base_rate": scorer(1.0) | {"roc_auc": 0.5, "normalized_entropy": 1.0},
         "logistic": scorer(2.8),

@@ -76,6 +76,20 @@ def test_a_chart_is_well_formed_and_says_what_it_shows() -> None:
     assert len(svg.findall("circle")) == 2  # the point that is no number is left out
 
 
+def test_a_band_lies_around_its_line_and_is_cut_at_the_axes() -> None:
+    band = [(0.0, -1.0, 1.0), (1.0, 0.5, 2.0), (2.0, 1.0, 99.0)]
+    line = charts.Series("a", [(0, 0.5), (1, 1), (2, 3)], band=band)
+    axes = charts.Axis("x", 0, 2), charts.Axis("y", 0, 4)
+    (polygon,) = ET.fromstring(charts.line_chart("t", "d", [line], *axes)).findall("polygon")
+    corners = [tuple(map(float, p.split(","))) for p in polygon.attrib["points"].split()]
+    bottom, top = charts.HEIGHT - charts.BOTTOM, charts.TOP
+    assert [x for x, _ in corners] == [x for x, _ in reversed(corners)]
+    assert corners[0][1] == bottom
+    assert corners[3][1] == top
+    assert len(corners) == 6
+    assert all(low > high for (_, low), (_, high) in zip(corners[:3], reversed(corners[3:]), strict=True))
+
+
 @given(values=st.lists(st.floats(0, 1e9), min_size=1, max_size=29), usual=st.none() | st.floats(0, 1e9))
 def test_a_spark_stays_in_its_box(values: list[float], usual: float | None) -> None:
     root = ET.fromstring(charts.spark("a < b", values, usual))
