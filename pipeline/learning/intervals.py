@@ -13,9 +13,7 @@ sends of one campaign depend on each other, and that tomorrow differs from the h
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +25,6 @@ TIMES = 200  # replicates
 EPSILON = 1e-7  # as in metrics.py
 ENOUGH = 0.9  # of the replicates must have the metric, or there is no interval
 TOP = 0.1
-# Side by side, each with a few arrays of a row's length: NumPy lets go of the interpreter in every pass.
-THREADS = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
 
 BINARY = (
     "roc_auc", "pr_auc", "normalized_entropy", "log_loss", "brier",
@@ -68,12 +64,9 @@ class Resamples:
 
     def counts(self) -> Iterator[np.ndarray]:
         """How often each replicate counts each cluster, float64[clusters]."""
-        return (self.count(replicate) for replicate in range(self.times))
-
-    def count(self, replicate: int) -> np.ndarray:
-        """The same of one replicate: what it draws depends on the seed and its number alone."""
-        rng = np.random.default_rng((self.seed, replicate))
-        return _POISSON[rng.integers(0, len(_POISSON), self.clusters, dtype=np.uint16)]
+        rng = np.random.default_rng(self.seed)
+        for _ in range(self.times):
+            yield _POISSON[rng.integers(0, len(_POISSON), self.clusters, dtype=np.uint16)]
 
 
 # Poisson(1) by its inverse distribution function at 16 random bits: a tenth of the time of drawing it exactly.
@@ -105,7 +98,7 @@ class _Steps:
 
     def cumulated(self, often: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Each row's weight, float64[n]; and cumulated to the end of each step the weight and what y adds up to."""
-        weight = often[self.group] * self.weight
+        weight = often.take(self.group) * self.weight
         inside, gained = (np.add.reduceat(a, self.first) for a in (weight, weight * self.y))
         return weight, np.cumsum(inside), np.cumsum(gained)
 
@@ -192,8 +185,7 @@ def intervals(
     """
     estimate = kind(score, y, weight, draws).measure(np.ones(draws.clusters))
     coarse = kind(score, y, weight, draws, exact=False)
-    with ThreadPoolExecutor(THREADS) as pool:
-        drawn = list(pool.map(lambda replicate: coarse.measure(draws.count(replicate)), range(draws.times)))
+    drawn = [coarse.measure(often) for often in draws.counts()]
     return {name: _interval(name, estimate[name], np.array([d[name] for d in drawn])) for name in kind.names}
 
 
