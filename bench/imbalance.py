@@ -9,8 +9,8 @@ takes the true probability as a label. ECE stands beside what noise alone would 
 A seed that the JSON has is not measured again.
 
 "slices" answers whether the validation rows that stopped the training may calibrate as well: training is stopped on one
-half of their subscribers, and a slope and an intercept are fitted to that half, or to the other; ``gap`` is how much
-log loss on the hold-out the half that stopped costs more, with its interval.
+half of their subscribers, and a slope and an intercept are fitted to that half, or to the other; then the halves change
+places. ``gap`` is how much log loss on the hold-out the half that stopped costs more, with its interval.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ class Contest:
             if any(weight != 1 or gamma for weight, gamma in taught):
                 variants[f"{way}, uncorrected"] = self.measured(self.uncorrected(model), table)
             self.calibrate(model, table)
-            if any(c.kind != "none" for c in model.calibration.values()):
-                variants[f"{way}, calibrated"] = self.measured(model, table)
+            needed = any(c.kind != "none" for c in model.calibration.values())
+            variants[f"{way}, calibrated"] = self.measured(model, table) if needed else plain
             say(f"seed {seed}: {way} in {spent:.1f} s, {len(model.history)} epochs")
             for name, heads in variants.items():
                 for head, metrics in heads.items():
@@ -152,32 +152,52 @@ class Contest:
         return evaluate(p, y, mask, weight, model.heads, truth=truth, cluster=whose)
 
     def slices(self, seed: int) -> list[dict[str, Any]]:
-        """For each head: what calibrating on the half of the validation rows that stopped the training costs."""
-        from pipeline.features.samples import HOLDOUT, VALIDATION
-        from pipeline.learning.intervals import difference
+        """For each head and half of the validation's subscribers: what calibrating on the half that stopped costs."""
+        from pipeline.features.samples import VALIDATION
         from pipeline.learning.rows import select
 
         table, _ = self.table(1.0)
-        valid, holdout = select(table, VALIDATION), select(table, HOLDOUT)
+        valid = select(table, VALIDATION)
         whose = self.subscribers(table, valid)
         half = np.isin(whose, np.random.default_rng(seed).permutation(np.unique(whose))[::2])
-        parts = {"stopped": np.flatnonzero(half), "other": np.flatnonzero(~half)}
         index = self.backend.xp.flatnonzero(table.split == VALIDATION)
-        halves = {name: valid.chosen(index[self.backend.asarray(some)]) for name, some in parts.items()}
-        model, _ = self.trained(table, self.settings.model.model_copy(update={"seed": seed}), halves["stopped"])
-        scores = {}
-        for name, rows in halves.items():
-            model.calibrate(rows, self.subscribers(table, rows), "temperature", seed)
-            scores[name] = self.backend.to_host(model.predict(table.X, holdout.index)).astype(np.float64)
+        halves = [valid.chosen(index[self.backend.asarray(np.flatnonzero(some))]) for some in (half, ~half)]
+        settings, found = self.settings.model.model_copy(update={"seed": seed}), []
+        for k in range(2):  # the halves change places, so that what one of them knows better cancels
+            model, _ = self.trained(table, settings, halves[k])
+            found += [{"seed": seed, "half": k, **row} for row in self.gaps(model, table, halves[k], halves[1 - k])]
+        return found
+
+    def gaps(self, model: Any, table: Any, stopped: Any, other: Any) -> list[dict[str, Any]]:
+        """Log loss on the hold-out when calibrated on ``stopped``, less that on ``other``, for each head."""
+        from pipeline.features.samples import HOLDOUT
+        from pipeline.learning.intervals import difference
+        from pipeline.learning.rows import select
+
+        holdout, scores = select(table, HOLDOUT), []
+        for rows in (stopped, other):
+            model.calibrate(rows, self.subscribers(table, rows), "temperature")
+            scores.append(self.backend.to_host(model.predict(table.X, holdout.index)).astype(np.float64))
         y, mask, weight = (self.backend.to_host(holdout.take(n)) for n in ("y", "mask", "weight"))
         clusters, found = self.subscribers(table, holdout), []
         for h, head in enumerate(model.heads):
             some = mask[:, h] > 0
-            pair = (scores["stopped"][some, h], scores["other"][some, h])
-            gap = difference(*pair, y[some, h], weight[some], clusters[some], "log_loss")
-            ratios = {n: float(scores[n][some, h].sum() / y[some, h].sum()) for n in scores}
-            found.append({"seed": seed, "head": head.name, "gap": gap, "expected_over_observed": ratios})
+            first, second = (score[some, h] for score in scores)
+            gap = difference(first, second, y[some, h], weight[some], clusters[some], "log_loss")
+            found.append({"head": head.name, "gap": gap})
         return found
+
+
+def summary(slices: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """{head: mean gap over seeds and halves, and its standard error over the seeds}."""
+    found = {}
+    for head in dict.fromkeys(row["head"] for row in slices):
+        mine = [row for row in slices if row["head"] == head]
+        seeds = {row["seed"] for row in mine}
+        each = [statistics.fmean(row["gap"][0] for row in mine if row["seed"] == seed) for seed in seeds]
+        error = statistics.stdev(each) / len(each) ** 0.5 if len(each) > 1 else float("inf")
+        found[head] = {"gap": statistics.fmean(each), "standard_error": error, "seeds": len(each)}
+    return found
 
 
 def medians(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
@@ -203,9 +223,12 @@ def table(report: dict[str, Any]) -> str:
         for way, metrics in ways.items():
             cells = [f"{metrics[n]:>13{form}}" if n in metrics else " " * 13 for n, (_, form) in COLUMNS.items()]
             lines.append(f"{way:30} {' '.join(cells)}")
-    for row in report["slices"]:
-        gap, low, high = row["gap"]
-        lines.append(f"slices, seed {row['seed']}, {row['head']}: log loss {gap:+.2g} ({low:+.2g} to {high:+.2g})")
+    lines.append("")
+    for head, found in summary(report["slices"]).items():
+        words = (
+            f"log loss {found['gap']:+.2g}, standard error {found['standard_error']:.2g} over {found['seeds']} seeds"
+        )
+        lines.append(f"{head}: calibrated on the rows that stopped the training, not on others: {words}")
     return "\n".join(lines[1:])
 
 
