@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config import NETWORKS
+from pipeline.options import NETWORKS
 
 KEPT = (
     *("rows", "positives", "base_rate", "roc_auc", "pr_auc", "normalized_entropy", "expected_over_observed"),

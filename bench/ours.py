@@ -30,7 +30,8 @@ COLUMNS = {
 
 def configuration(log: Log, store: Path, batch_rows: int | None = None) -> Any:
     """The configuration that ingests a log: every option but the names at its default."""
-    from pipeline.config import Config, Source
+    from pipeline.config import Config
+    from pipeline.options import Source
 
     config = Config(
         name="run",

@@ -25,7 +25,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import NETWORKS
+from pipeline.options import NETWORKS
 
 HERE = Path(__file__).parent
 OTHERS = ("boosting", "regression", "base_rate")

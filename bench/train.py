@@ -72,13 +72,13 @@ class Clock:
 
 def ours(x: np.ndarray, y: np.ndarray, options: argparse.Namespace) -> tuple[Clock, float]:
     from pipeline.backend import PANDAS
-    from pipeline.config import Model
     from pipeline.learning import models, tensors
     from pipeline.learning.chunks import as_chunks, survey
     from pipeline.learning.model import TrainedModel
     from pipeline.learning.rows import Rows
     from pipeline.learning.train import set_initial_bias
     from pipeline.learning.trainer import Trainer
+    from pipeline.options import Model
 
     heads = tuple(models.Head(f"head{h}") for h in range(HEADS))
     settings = Model(hidden=options.hidden, batch_size=options.batch, epochs=options.epochs + 1, learning_rate=1e-3)
@@ -99,12 +99,12 @@ def ours(x: np.ndarray, y: np.ndarray, options: argparse.Namespace) -> tuple[Clo
 
 
 def fit(x: np.ndarray, y: np.ndarray, options: argparse.Namespace) -> tuple[Clock, float]:
-    from pipeline.config import Model
     from pipeline.learning import models
     from pipeline.learning.chunks import as_chunks, survey
     from pipeline.learning.rows import Rows
     from pipeline.learning.tensors import aligned, keras
     from pipeline.learning.train import set_initial_bias
+    from pipeline.options import Model
 
     engine, idiom = options.engine, options.idiom
     heads = tuple(models.Head(f"head{h}") for h in range(HEADS))

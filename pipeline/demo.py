@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pipeline.config import Columns, Config, Source
+from pipeline.config import Config
+from pipeline.options import Columns, Source
 
 COLUMNS = Columns(
     subscriber="user_id",

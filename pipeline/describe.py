@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from pipeline.backend import PANDAS
-from pipeline.config import Config, format_duration
+from pipeline.config import Config
 from pipeline.errors import ConfigError, did_you_mean
+from pipeline.options import format_duration
 
 if TYPE_CHECKING:
     from pipeline.features.spec import FeatureSpec

@@ -27,8 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from pipeline.config import parse_duration
 from pipeline.errors import ConfigError, did_you_mean
+from pipeline.options import parse_duration
 
 How = Literal["sum", "mean", "min", "max", "last", "distinct"]
 Action = Literal["reject", "flag", "warn", "fail"]

@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__, extensions
 from pipeline.backend import Backend, choose, claim_device
-from pipeline.config import UNITS, Config, format_duration
+from pipeline.config import Config
 from pipeline.demo import with_source
 from pipeline.dependencies import audit_key, decide_key, rollup_key, train_key
 from pipeline.errors import ConfigError, EventgrainError, did_you_mean
+from pipeline.options import UNITS, format_duration
 from pipeline.progress import Progress, say
 from pipeline.rundir import STAGES, PeakMemory, RunDirectory
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from pipeline import config as configuration
 from pipeline.backend import PANDAS
-from pipeline.config import UNITS, Config, parse_duration
+from pipeline.config import Config
 from pipeline.demo import with_source
 from pipeline.errors import ConfigError, EventgrainError, StoreError, first_line
 from pipeline.events.files import Place
+from pipeline.options import UNITS, parse_duration
 from pipeline.progress import Progress
 from pipeline.rundir import RunDirectory
 

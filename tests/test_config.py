@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import Config, format_duration, load, parse_duration
+from pipeline.config import Config, load
 from pipeline.errors import ConfigError
+from pipeline.options import format_duration, parse_duration
 
 
 def test_defaults_survive_a_round_trip(tmp_path: Path) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from pipeline.backend import PANDAS
-from pipeline.config import Config, Model
+from pipeline.config import Config
 from pipeline.features.spec import FeatureSpec
 from pipeline.learning import registry
 from pipeline.learning.models import Head
 from pipeline.learning.train import train
+from pipeline.options import Model
 from pipeline.run import main
 from tests.learning.data import planted
 

@@ -30,8 +30,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.backend import Array, backend_of
-from pipeline.config import Decide
 from pipeline.errors import ModelError
+from pipeline.options import Decide
 
 ACTIONS = ("send", "hold", "explore", "unscored")
 SEND, HOLD, EXPLORE, UNSCORED = range(4)

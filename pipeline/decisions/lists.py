@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from pipeline.backend import PANDAS, Frame, backend_of
-from pipeline.config import SECOND, UNITS
 from pipeline.errors import ConfigError, SourceError, did_you_mean
 from pipeline.features.calendar import local_time
+from pipeline.options import SECOND, UNITS
 
 HOUR = UNITS["h"]
 

@@ -18,12 +18,13 @@ import numpy as np
 import pandas as pd
 
 from pipeline import config as configuration
-from pipeline.config import Config, format_duration
+from pipeline.config import Config
 from pipeline.decisions import charts, evidence, sections
 from pipeline.decisions.assure import Rule, expected, explain
 from pipeline.decisions.value import expected_effect
 from pipeline.errors import StoreError
 from pipeline.features import rollup
+from pipeline.options import format_duration
 from pipeline.results import read
 
 EXAMPLES = 6  # rows of each client's list shown

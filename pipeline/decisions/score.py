@@ -23,7 +23,7 @@ import pandas as pd
 
 from pipeline import results
 from pipeline.backend import Array, Backend, Frame, backend_of
-from pipeline.config import UNITS, Config, Decide
+from pipeline.config import Config
 from pipeline.decisions import lists
 from pipeline.decisions.assure import ACTIONS, Rule, assure, hashed_uniform
 from pipeline.decisions.prioritize import prioritize
@@ -35,6 +35,7 @@ from pipeline.features.sequences import family
 from pipeline.features.spec import FeatureSpec
 from pipeline.features.table import feature_table, read_columns
 from pipeline.learning.truth import true_probabilities
+from pipeline.options import UNITS, Decide
 
 T = TypeVar("T")
 AHEAD = 2  # partitions read before they are needed

@@ -6,7 +6,6 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.config import Quality
 from pipeline.events.prepare import Prepared
 from pipeline.events.quality import Rulebook, RuleResult, refuse
 from pipeline.events.ranges import Piece
@@ -14,6 +13,7 @@ from pipeline.events.schema import FORMAT_VERSION
 from pipeline.events.sources import Unit
 from pipeline.events.volume import Tally
 from pipeline.events.writing import Written
+from pipeline.options import Quality
 
 
 @dataclass

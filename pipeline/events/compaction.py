@@ -21,7 +21,6 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.backend import PANDAS
-from pipeline.config import UNITS
 from pipeline.events.commit import commit, rewriting
 from pipeline.events.files import fault
 from pipeline.events.index import Groups, origin_of
@@ -32,6 +31,7 @@ from pipeline.events.sorting import key_bounds
 from pipeline.events.store import EventStore
 from pipeline.events.tables import collision, one_array
 from pipeline.events.writing import SortedRows, Written, group_bits, part_bits, write_file
+from pipeline.options import UNITS
 
 LATENESS = 2 * UNITS["d"]
 COMPACTED = "merged_"  # how the names of compacted runs begin; ingested batches are hexadecimal

@@ -7,12 +7,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.config import Config, Source
+from pipeline.config import Config
 from pipeline.errors import ConfigError, SourceError
 from pipeline.events.commit import Settings, table_schema, table_settings
 from pipeline.events.schema import carried_type, map_columns, mapped_columns, to_micros
 from pipeline.events.setaside import SetAside
 from pipeline.events.sources import SourceFile, Sources
+from pipeline.options import Source
 
 
 def agree(

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config import Quality
 from pipeline.events import signals
 from pipeline.events.quality import Rulebook
 from pipeline.events.schema import numpy_of
@@ -38,6 +37,7 @@ from pipeline.events.signals import (
     SENT,
     SOON,
 )
+from pipeline.options import Quality
 
 # What prepare.py saw of a row's address and agent, beside the flags of the rulebook.
 LISTED_ADDRESS, LISTED_AGENT, PRIVACY_AGENT = 1 << 27, 1 << 28, 1 << 29

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import config
+from pipeline import options
 from pipeline.errors import ConfigError
 from pipeline.events import draws, rows
 from pipeline.events.behaviour import DAY, PROVIDERS, ClientWorld, Parameters, calendar, make_client
@@ -30,7 +30,7 @@ EVENTS_PER_SEND = 1.64  # without dirt; measured
 LEAVE_PER_SEND = 0.0053  # of those who leave, bounce or complain; measured
 
 
-def make_world(settings: config.Simulate, parameters: Parameters | None = None) -> World:
+def make_world(settings: options.Simulate, parameters: Parameters | None = None) -> World:
     """The world of these settings: clients, their sizes (so that about ``settings.events`` events arrive), the dirt.
 
     Raises ConfigError for a kind of dirt that does not exist, a rate out of range, or sizes that ids cannot hold.

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config import Quality
 from pipeline.events.flags import LISTED_ADDRESS, LISTED_AGENT, PRIVACY_AGENT
 from pipeline.events.schema import numpy_of
+from pipeline.options import Quality
 
 
 def listed(address: Any | None, agent: Any | None, quality: Quality) -> np.ndarray | None:

@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.backend import Backend
-from pipeline.config import Quality
 from pipeline.events.flags import flag_rows
 from pipeline.events.prepare import readable
 from pipeline.events.quality import Rulebook, RuleResult
@@ -19,6 +18,7 @@ from pipeline.events.sorting import settle, sort_order
 from pipeline.events.tables import collision, ranks
 from pipeline.events.volume import Past, Tally, tally
 from pipeline.events.writing import SortedRows
+from pipeline.options import Quality
 
 
 @dataclass

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config import Quality
 from pipeline.errors import ConfigError, DataError, did_you_mean
 from pipeline.events.schema import MAX_CLIENT, usable_client
 from pipeline.events.signals import IMPOSSIBLE, LATE, kernels
 from pipeline.extensions import UserRule
 from pipeline.extensions import rules as user_rules
+from pipeline.options import Quality
 
 MOST_FLAGS = 26  # bits of an int32, less those of what was listed (prepare.py)
 

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config import Source
 from pipeline.errors import ConfigError, SourceError, did_you_mean
+from pipeline.options import Source
 
 FORMAT_VERSION = 3  # 3: indexes hold a digest, and the log's statistics no exact key
 TIME = pa.timestamp("us", "UTC")

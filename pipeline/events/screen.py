@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.backend import Backend
-from pipeline.config import Source
 from pipeline.events.hashing import hash_ids
 from pipeline.events.schema import nulls, plain, to_category, to_id, to_micros
 from pipeline.events.tombstones import NOBODY, Tombstones
+from pipeline.options import Source
 
 FORGOTTEN, EXPIRED = "forgotten", "expired"
 

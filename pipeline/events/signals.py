@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.backend import PANDAS
-from pipeline.config import UNITS
+from pipeline.options import UNITS
 
 # Bits of what a row shows.
 SOON, OPENED, SENT, BURST, RATE, REPEAT, DISORDER = (1 << i for i in range(7))

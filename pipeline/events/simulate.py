@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import config
+from pipeline import options
 from pipeline.errors import ConfigError, SourceError
 from pipeline.events.history import Group, blocks_of, groups_of, in_arrival_order, make_world, population
 from pipeline.events.logfiles import GroupWriter, campaign_table, event_table, planned_table, truth_table, write
@@ -68,7 +68,7 @@ class SimulationReport:
 
 
 def simulate(
-    settings: config.Simulate, out: Path, workers: int = 2, progress: Any = None, until: int | None = None
+    settings: options.Simulate, out: Path, workers: int = 2, progress: Any = None, until: int | None = None
 ) -> SimulationReport:
     """Write the log of ``settings`` and its truth below ``out``.
 
@@ -134,7 +134,7 @@ def simulate(
     return SimulationReport(out=out, seconds=time.perf_counter() - began, **counts)  # type: ignore[arg-type]
 
 
-def read_settings(truth: Path) -> config.Simulate:
+def read_settings(truth: Path) -> options.Simulate:
     """The settings of the log whose truth is in this folder.
 
     Raises:
@@ -143,7 +143,7 @@ def read_settings(truth: Path) -> config.Simulate:
     path = truth / SETTINGS
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        version, settings = found["version"], config.Simulate(**found["settings"])
+        version, settings = found["version"], options.Simulate(**found["settings"])
     except OSError:
         raise SourceError(f"{truth} has no {SETTINGS}, which names the simulated log's settings") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -178,7 +178,7 @@ class Simulation:
     """
 
     def __init__(
-        self, settings: config.Simulate, day: int = 0, groups: list[Group] | None = None, covered: int | None = None
+        self, settings: options.Simulate, day: int = 0, groups: list[Group] | None = None, covered: int | None = None
     ) -> None:
         """At the beginning of the history of ``settings``; the other arguments are for ``resume``."""
         self.settings, self.day, self.world = settings, day, make_world(settings)
@@ -200,7 +200,7 @@ class Simulation:
                 f"{out} was simulated by version {position['version']} of the model, this is version {MODEL_VERSION}: "
                 "simulate again into another directory"
             )
-        settings = config.Simulate(**position["settings"])
+        settings = options.Simulate(**position["settings"])
         world = make_world(settings)
         groups = [Group.load(world, path) for path in sorted(state.glob("group-*.npz"))]
         return cls(settings, position["day"], groups, position["covered"])
@@ -285,7 +285,7 @@ def _existing(out: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
     raise ConfigError(f"{out} is not empty and holds no simulation: choose another directory")
 
 
-def _save_position(state: Path, settings: config.Simulate, day: int, covered: int) -> None:
+def _save_position(state: Path, settings: options.Simulate, day: int, covered: int) -> None:
     position = {"version": MODEL_VERSION, "day": day, "covered": covered, "settings": settings.model_dump(mode="json")}
     _write_json(state / POSITION, position)
 

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config import Quality
 from pipeline.events.quality import Rulebook, RuleResult, iso
 from pipeline.events.schema import numpy_of
 from pipeline.events.signals import DAY, kernels
+from pipeline.options import Quality
 
 TRAILING, LEAST_DAYS = 28, 7
 MOST_VALUES = 20_000  # of a column in a batch; more of them are not names but ids

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pipeline import extensions
-from pipeline.config import KINDS, Config, format_duration
+from pipeline.config import Config
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.features.spec import (
     BOUNCES,
@@ -21,6 +21,7 @@ from pipeline.features.spec import (
     label,
     span,
 )
+from pipeline.options import KINDS, format_duration
 
 NEED_EXPOSURE = {"rates": "rates", "streak": "ignored streak", "gaps": "gaps", "runs": "runs"}
 

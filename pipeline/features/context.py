@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from pipeline.backend import Array, Frame
-from pipeline.config import Config, format_duration
+from pipeline.config import Config
 from pipeline.features.calendar import local_time
 from pipeline.features.kernels import hashed_share, last_before
 from pipeline.features.partition import Partition
 from pipeline.features.samples import TRAIN, Points, SampleRequest
 from pipeline.features.spec import SMOOTH_HITS, SMOOTH_TRIALS, Feature, FeatureSpec
 from pipeline.features.trailing import DAY, HOUR, UNKNOWN, ContextSpec, Counts, Trailing
+from pipeline.options import format_duration
 
 RECURRING = 0.01  # share of deliveries; below it a campaign's history says nothing, to training least of all
 BLOCK = 1 << 16  # points at a time: the sums are wider than the features

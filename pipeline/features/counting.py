@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.backend import PANDAS, Array, Backend, Frame, backend_of
-from pipeline.config import UNITS
 from pipeline.events.reading import PartPlan, read_rows, read_runs
 from pipeline.events.schema import numpy_of
 from pipeline.events.tables import one_array
 from pipeline.features.calendar import clock
+from pipeline.options import UNITS
 
 Every = Literal["hour", "day", "month", "all"]
 NONE = ""  # stands for a campaign or provider that a row does not have

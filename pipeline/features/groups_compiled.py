@@ -12,8 +12,8 @@ from typing import Any, cast
 import numba
 import numpy as np
 
-from pipeline.config import UNITS
 from pipeline.features.compiled import compiled
+from pipeline.options import UNITS
 
 __all__ = ["cells", "count_distinct", "factorize", "pieces", "warm_up"]
 

@@ -22,11 +22,12 @@ import numpy as np
 import pandas as pd
 
 from pipeline.backend import Array, Frame, backend_of
-from pipeline.config import UNITS, Config
+from pipeline.config import Config
 from pipeline.features import counting
 from pipeline.features.calendar import local_time
 from pipeline.features.counting import NONE as NONE
 from pipeline.features.counting import Counted, Every, Level, Only, count_store
+from pipeline.options import UNITS
 
 LEVELS = {"provider": ("campaign", "provider"), "campaign": ("campaign",), "client": ()}
 SPANS: tuple[Every, ...] = ("hour", "day", "month")

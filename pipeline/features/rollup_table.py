@@ -24,12 +24,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from pipeline.config import UNITS, Config
+from pipeline.config import Config
 from pipeline.errors import StoreError, first_line
 from pipeline.events.index import run_of
 from pipeline.events.reading import read_rows
 from pipeline.features import rollup
 from pipeline.features.counting import NONE, Counted, Level, count_store, merge, start_of
+from pipeline.options import UNITS
 from pipeline.rundir import code_version, read_json, write_atomic
 
 FORMAT = 1

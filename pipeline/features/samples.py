@@ -14,12 +14,13 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.backend import Array
-from pipeline.config import Config, format_duration
+from pipeline.config import Config
 from pipeline.errors import ConfigError, DataError
 from pipeline.features.kernels import attribute, hashed_share, last_before, sum_at
 from pipeline.features.knowledge import corrections
 from pipeline.features.partition import Partition
 from pipeline.features.spec import ENDINGS
+from pipeline.options import format_duration
 
 TRAIN, VALIDATION, HOLDOUT, NONE = 0, 1, 2, -1
 MICRO = 1_000_000

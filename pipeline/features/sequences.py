@@ -23,11 +23,11 @@ import numpy as np
 import pandas as pd
 
 from pipeline.backend import Array, Backend, Frame, backend_of
-from pipeline.config import UNITS
 from pipeline.errors import ConfigError
 from pipeline.features.calendar import local_time
 from pipeline.features.exposures import MOST, combined, first_answers
 from pipeline.features.kernels import prefix_count
+from pipeline.options import UNITS
 
 ENDINGS = ("complaint", "unsubscribe", "hard_bounce")  # the rarest answers
 PADDING, OTHER = 0, 1  # of ids; those of the vocabulary follow

@@ -10,10 +10,11 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from pipeline.config import Config, format_duration
+from pipeline.config import Config
 from pipeline.errors import ConfigError, ModelError, did_you_mean
 from pipeline.features.sequences import SequenceSpec
 from pipeline.features.trailing import ContextSpec
+from pipeline.options import format_duration
 
 FORMAT = 2  # 2: features have how, until and source
 DAY = 86_400_000_000

@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 
 from pipeline.backend import Array, Frame, backend_of
-from pipeline.config import UNITS
 from pipeline.errors import DataError
 from pipeline.features.calendar import local_time
 from pipeline.features.kernels import segment_starts
+from pipeline.options import UNITS
 
 HOUR, DAY = UNITS["h"], UNITS["d"]
 UNKNOWN = -1  # the code of a campaign or provider that is null, or that nothing was counted of

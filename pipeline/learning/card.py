@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import Config, format_duration
+from pipeline.config import Config
+from pipeline.options import format_duration
 
 if TYPE_CHECKING:
     from pipeline.features.spec import FeatureSpec

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.backend import Backend
-from pipeline.config import SECOND, UNITS, Config
+from pipeline.config import Config
 from pipeline.errors import SourceError, TooLittleError
 from pipeline.features import table as features
 from pipeline.features.samples import HOLDOUT, TRAIN, VALIDATION, SampleRequest, describe
 from pipeline.learning.data import TrainingData, ranges, training_data
 from pipeline.learning.truth import true_probabilities
+from pipeline.options import SECOND, UNITS
 from pipeline.progress import Progress
 
 if TYPE_CHECKING:

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.backend import Array, Backend, backend_of
-from pipeline.config import Config, format_duration
+from pipeline.config import Config
 from pipeline.errors import ModelError, TooLittleError
 from pipeline.features import preparation
 from pipeline.features import table as features
 from pipeline.features.samples import TRAIN, SampleRequest
 from pipeline.features.table import FeatureTable
+from pipeline.options import format_duration
 from pipeline.progress import Progress
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.backend import backend_of
-from pipeline.config import Gate
 from pipeline.learning.drift import Drift
 from pipeline.learning.metrics import EPSILON
+from pipeline.options import Gate
 
 DRAWS = 500
 SHOWN = 5  # drifted features named

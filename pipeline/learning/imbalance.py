@@ -23,13 +23,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline import config
+from pipeline import options
 from pipeline.learning import losses
 from pipeline.learning.labels import Label
 from pipeline.learning.models import Head
 
 
-def weigh(labels: Sequence[Label], heads: Sequence[Head], settings: config.Model) -> None:
+def weigh(labels: Sequence[Label], heads: Sequence[Head], settings: options.Model) -> None:
     """Set each label's ``positive_weight`` and ``gamma``, as the settings ask for."""
     for label, head in zip(labels, heads, strict=True):
         if not label.learned:

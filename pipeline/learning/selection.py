@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import config
+from pipeline import options
 from pipeline.backend import backend_of
 from pipeline.features.sequences import SequenceSpec
 from pipeline.learning.checkpoint import Checkpoint
@@ -29,7 +29,7 @@ def train_selected(
     rows: Table | Rows | Chunks,
     valid: Table | Rows | None,
     heads: Sequence[Head],
-    settings: config.Model,
+    settings: options.Model,
     progress: Any = None,
     sequences: SequenceSpec | None = None,
     *,
@@ -64,7 +64,7 @@ def select(
     rows: Table | Rows,
     valid: Table | Rows | None,
     heads: Sequence[Head],
-    settings: config.Model,
+    settings: options.Model,
     sequences: SequenceSpec | None = None,
 ) -> dict[str, Any]:
     """Try every kind that the rows allow with ``settings.budget`` rows x epochs each.

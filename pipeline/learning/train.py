@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline import config
+from pipeline import options
 from pipeline.backend import backend_of
 from pipeline.features.sequences import SequenceSpec
 from pipeline.learning import imbalance, losses, models
@@ -29,7 +29,7 @@ def train(
     rows: Table | Rows | Chunks,
     valid: Table | Rows | None,
     heads: Sequence[Head],
-    settings: config.Model,
+    settings: options.Model,
     progress: Any = None,
     sequences: SequenceSpec | None = None,
     *,
@@ -79,7 +79,7 @@ def train(
 
 
 def architecture(
-    features: int, heads: Sequence[Head], settings: config.Model, sequences: SequenceSpec | None
+    features: int, heads: Sequence[Head], settings: options.Model, sequences: SequenceSpec | None
 ) -> Architecture:
     """The network that the settings ask for.
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import config
+from pipeline import options
 from pipeline.backend import backend_of
 from pipeline.learning.checkpoint import Checkpoint
 from pipeline.learning.chunks import Chunks, Survey, ahead
@@ -61,7 +61,7 @@ class Trainer:
         chunks: Chunks,
         found: Survey,
         valid: Rows,
-        settings: config.Model,
+        settings: options.Model,
         compiled: Compile | None = None,
         xla: bool | None = None,
     ) -> None:

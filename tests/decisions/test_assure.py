@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from pipeline.backend import Backend
-from pipeline.config import Decide
 from pipeline.decisions import assure as a
 from pipeline.errors import ModelError
+from pipeline.options import Decide
 
 RULE = a.Rule("unsubscribe", 20.0, {"click": 1.0, "open": 0.25}, explore=0.1, minimum_events=3)
 M = (1 << 64) - 1

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import At, Columns, Config, Decide, Outcome, Source
+from pipeline.config import Config
 from pipeline.decisions import charts, evidence, report, sections
 from pipeline.decisions.assure import Rule
 from pipeline.errors import StoreError
+from pipeline.options import At, Columns, Decide, Outcome, Source
 from tests.decisions.rundir import EVIL, make_run
 
 RETAIL = Config(

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from pipeline.config import Columns, Config, Source
+from pipeline.config import Config
+from pipeline.options import Columns, Source
 
 DAY = 86_400_000_000
 START = 1_777_593_600_000_000  # 2026-05-01

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.config import Simulate
 from pipeline.events import rows
 from pipeline.events.dirt import BITS
 from pipeline.events.history import Group, blocks_of, make_world
@@ -14,6 +13,7 @@ from pipeline.events.observer import OUTCOMES
 from pipeline.events.population import Block, World
 from pipeline.events.rows import KIND
 from pipeline.events.sightings import Log
+from pipeline.options import Simulate
 
 
 @dataclass

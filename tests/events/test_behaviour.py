@@ -10,10 +10,10 @@ import duckdb
 import numpy as np
 import pytest
 
-from pipeline.config import Simulate
 from pipeline.events import behaviour, draws, rows
 from pipeline.events.behaviour import PROVIDERS, TOPICS, Parameters, Seen, Traits
 from pipeline.events.simulate import simulate
+from pipeline.options import Simulate
 
 
 def test_functions_reproduce_the_truth_from_its_tables(tmp_path: Path) -> None:

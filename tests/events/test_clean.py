@@ -14,7 +14,7 @@ import pytest
 
 from pipeline import upkeep
 from pipeline.backend import PANDAS
-from pipeline.config import UNITS, Config
+from pipeline.config import Config
 from pipeline.errors import StoreError
 from pipeline.events.clean import find, remove
 from pipeline.events.compaction import compact_closed
@@ -23,6 +23,7 @@ from pipeline.events.ingest import ingest
 from pipeline.events.locks import deleting, writing
 from pipeline.events.quarantine import encode
 from pipeline.events.store import EventStore
+from pipeline.options import UNITS
 from tests.events.logs import DAY, config, expected, random_rows, rows_of_frame, write
 from tests.learning.cards import cite
 

@@ -102,7 +102,7 @@ import sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
 from pipeline import upkeep
-from pipeline.config import UNITS
+from pipeline.options import UNITS
 from tests.events.logs import config
 upkeep.clean(config(Path({tmp!r}), retention=60 * UNITS["d"]))
 """

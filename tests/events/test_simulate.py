@@ -18,11 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.config import Simulate
 from pipeline.errors import ConfigError, SourceError
 from pipeline.events import history, logfiles
 from pipeline.events.dirt import RATES
 from pipeline.events.simulate import Simulation, simulate
+from pipeline.options import Simulate
 
 CLEAN = dict.fromkeys(RATES, 0.0)
 DAY = timedelta(days=1)

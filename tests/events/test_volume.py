@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from pipeline.backend import Backend
-from pipeline.config import Quality
 from pipeline.errors import DataError
 from pipeline.events.ingest import ingest
 from pipeline.events.quality import Rulebook
 from pipeline.events.store import EventStore
 from pipeline.events.volume import Past, Tally, add_tally, judge, trend
+from pipeline.options import Quality
 from tests.events.logs import DAY, START, Row, config, write
 
 FIRST = dt.date(2026, 5, 1)

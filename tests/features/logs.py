@@ -9,7 +9,8 @@ import pyarrow as pa
 from hypothesis import strategies as st
 
 from pipeline.backend import Backend
-from pipeline.config import GROUPS, Config
+from pipeline.config import Config
+from pipeline.options import GROUPS
 
 DAY = 86_400_000_000
 KINDS = ["send", "open", "click", "unsubscribe", "subscribe", "purchase"]

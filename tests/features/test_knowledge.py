@@ -12,7 +12,7 @@ import pytest
 import pipeline
 from pipeline import extensions
 from pipeline.backend import Backend, choose
-from pipeline.config import GROUPS, Config, Simulate
+from pipeline.config import Config
 from pipeline.demo import with_source
 from pipeline.errors import DataError
 from pipeline.events.ingest import ingest
@@ -23,6 +23,7 @@ from pipeline.features.preparation import specify
 from pipeline.features.samples import SampleRequest
 from pipeline.features.spec import FeatureSpec
 from pipeline.features.table import FeatureTable, concat, feature_table, feature_tables
+from pipeline.options import GROUPS, Simulate
 from tests.features import oracle
 from tests.features.logs import DAY, KINDS, Event, frame_of, ordered
 from tests.features.test_portable import StrictBackend

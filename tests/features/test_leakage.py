@@ -14,10 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.backend import Backend
-from pipeline.config import GROUPS, Config
+from pipeline.config import Config
 from pipeline.features.samples import SampleRequest
 from pipeline.features.spec import FeatureSpec
 from pipeline.features.table import FeatureTable, feature_table
+from pipeline.options import GROUPS
 from tests.features.logs import DAY, KINDS, Event, frame_of, logs, ordered, random_log
 
 WEEK = 7 * DAY

@@ -7,12 +7,12 @@ import pytest
 from scipy.optimize import minimize
 
 from pipeline.backend import PANDAS, Backend
-from pipeline.config import Model
 from pipeline.errors import ModelError
 from pipeline.learning.calibration import ISOTONIC, MINIMUM, Calibration, calibrate, isotonic, temperature
 from pipeline.learning.model import TrainedModel
 from pipeline.learning.models import Head
 from pipeline.learning.train import train
+from pipeline.options import Model
 from tests.learning.data import planted
 
 

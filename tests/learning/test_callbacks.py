@@ -10,11 +10,11 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from pipeline.backend import PANDAS
-from pipeline.config import Model
 from pipeline.learning.models import Head
 from pipeline.learning.tensors import keras, tf
 from pipeline.learning.train import train
 from pipeline.learning.trainer import Compile
+from pipeline.options import Model
 from tests.learning.data import planted, rows_of
 
 # Of Keras, on its way to NumPy arrays.

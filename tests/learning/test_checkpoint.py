@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from pipeline.backend import PANDAS
-from pipeline.config import Model
 from pipeline.errors import ModelError
 from pipeline.learning.checkpoint import Checkpoint
 from pipeline.learning.chunks import Chunks
 from pipeline.learning.models import Head
 from pipeline.learning.tensors import keras
 from pipeline.learning.train import train
+from pipeline.options import Model
 from tests.learning.data import planted, rows_of
 
 HEADS = (Head("a"), Head("b"))

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from pipeline.backend import PANDAS, Backend
-from pipeline.config import Model
 from pipeline.errors import ModelError
 from pipeline.learning.chunks import Chunks, ahead, as_chunks, survey
 from pipeline.learning.model import TrainedModel
 from pipeline.learning.models import Head
 from pipeline.learning.rows import Rows, concat
 from pipeline.learning.train import train
+from pipeline.options import Model
 from tests.learning.data import Planted, log_loss, planted, rows_of
 
 HEADS = (Head("a"), Head("b"))
@@ -215,7 +215,7 @@ MEMORY = """
 from pathlib import Path
 import numpy as np
 from pipeline.backend import PANDAS
-from pipeline.config import Model
+from pipeline.options import Model
 from pipeline.learning.chunks import Chunks
 from pipeline.learning.models import Head
 from pipeline.learning.rows import Rows

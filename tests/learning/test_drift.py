@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from pipeline.config import UNITS, Config
+from pipeline.config import Config
 from pipeline.features.spec import FeatureSpec
 from pipeline.learning.drift import Drift, Sample, chi_square, drifts, psi, reach
+from pipeline.options import UNITS
 
 DAY = UNITS["d"]
 SPEC = FeatureSpec.counts(["open"], [1 * DAY, 30 * DAY])

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from pipeline.backend import PANDAS, Backend
-from pipeline.config import Model
 from pipeline.errors import DataError
 from pipeline.learning.baselines import baselines
 from pipeline.learning.evaluate import evaluate
 from pipeline.learning.models import Head
 from pipeline.learning.train import train
+from pipeline.options import Model
 from tests.learning.data import planted, rows_of
 
 HEADS = (Head("a"), Head("b"))

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss, mean_poisson_deviance
 
-from pipeline.config import Gate
 from pipeline.learning.drift import Drift
 from pipeline.learning.evaluate import evaluate
 from pipeline.learning.gate import Champion, Holdout, Verdict, absolute, judge, loss, paired
 from pipeline.learning.models import Head
+from pipeline.options import Gate
 
 HEADS = (Head("unsubscribe"), Head("click"))
 V = "20260101T000000Z-0123456789abcdef"

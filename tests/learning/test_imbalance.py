@@ -5,13 +5,13 @@ import pytest
 from scipy.optimize import minimize_scalar
 
 from pipeline.backend import PANDAS, Backend
-from pipeline.config import Model
 from pipeline.features.samples import TRAIN, downsample
 from pipeline.learning import imbalance
 from pipeline.learning.labels import Label
 from pipeline.learning.losses import corrected, from_focal, losses
 from pipeline.learning.models import Architecture, Head
 from pipeline.learning.train import train
+from pipeline.options import Model
 from tests.learning.data import log_loss, planted, rows_of
 
 HEADS = (Head("a"), Head("b"))

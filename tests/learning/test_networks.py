@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from pipeline.backend import PANDAS, Backend
-from pipeline.config import Model
 from pipeline.errors import ModelError
 from pipeline.features.sequences import SequenceSpec
 from pipeline.learning import models, networks
@@ -17,6 +16,7 @@ from pipeline.learning.models import Architecture, Head, history_of
 from pipeline.learning.networks import KINDS, SEQUENTIAL, attention, history
 from pipeline.learning.tensors import keras, tf
 from pipeline.learning.train import train
+from pipeline.options import Model
 from tests.learning.data import log_loss
 from tests.learning.histories import SPEC, histories, planted_history
 

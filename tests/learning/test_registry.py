@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from pipeline.backend import PANDAS
-from pipeline.config import Config, Model, load
+from pipeline.config import Config, load
 from pipeline.errors import ModelError
 from pipeline.features.spec import FeatureSpec
 from pipeline.learning import registry
 from pipeline.learning.model import TrainedModel
 from pipeline.learning.models import Head
 from pipeline.learning.train import train
+from pipeline.options import Model
 from tests.learning.data import planted
 
 SPEC = FeatureSpec.counts(["send", "open", "click"], [1, 2])

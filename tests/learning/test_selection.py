@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import stages
 from pipeline.backend import PANDAS
-from pipeline.config import Config, Model, load
+from pipeline.config import Config, load
 from pipeline.decisions import score
 from pipeline.demo import with_source
 from pipeline.errors import ConfigError, ModelError
@@ -22,6 +22,7 @@ from pipeline.learning.model import TrainedModel
 from pipeline.learning.models import Head
 from pipeline.learning.selection import select, selected, train_selected
 from pipeline.learning.train import train
+from pipeline.options import Model
 from tests.learning.data import planted
 from tests.learning.histories import SPEC, planted_history
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from pipeline.backend import PANDAS, Backend
-from pipeline.config import Model
 from pipeline.errors import DataError, ModelError
 from pipeline.learning import models
 from pipeline.learning.model import TrainedModel
@@ -17,6 +16,7 @@ from pipeline.learning.resident import resident
 from pipeline.learning.rows import Rows, as_rows, select
 from pipeline.learning.tensors import keras, tf
 from pipeline.learning.train import train
+from pipeline.options import Model
 from tests.learning.data import log_loss
 
 LENGTH = 5

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from pipeline.backend import PANDAS, Backend
-from pipeline.config import Model
 from pipeline.errors import DataError, ModelError
 from pipeline.learning.model import TrainedModel
 from pipeline.learning.models import Head
 from pipeline.learning.rows import Rows, select
 from pipeline.learning.train import train
 from pipeline.learning.trainer import Trainer
+from pipeline.options import Model
 from tests.learning.data import log_loss, planted, rows_of
 
 HEADS = (Head("a"), Head("b"))

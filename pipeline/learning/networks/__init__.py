@@ -10,8 +10,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import NETWORKS as KINDS
-from pipeline.config import SEQUENTIAL
+from pipeline.options import NETWORKS as KINDS
+from pipeline.options import SEQUENTIAL
 
 if TYPE_CHECKING:
     from pipeline.learning.models import Architecture
