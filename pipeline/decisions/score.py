@@ -12,7 +12,7 @@ subscribers of a plan whom the log does not know.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -182,13 +182,8 @@ def score(
     requests = [request]
     if planned is not None:
         # A planned send is due to whoever is in the plan, however long ago their last event was.
-        # What is known of a campaign, or of its family, counts: each hour is computed once for each that is known.
-        named = set(context.names["campaign"]) if context is not None else set()
-        families = spec.sequences.families if spec.sequences is not None else ()
-        known = {c for c in planned["campaign"].dropna().unique() if c in named or family(c) in families}
-        whose = [
-            (hour, c if c in known else None) for hour, c in zip(planned["hour"], planned["campaign"], strict=True)
-        ]
+        scored_as = _scored_as(planned["campaign"].dropna().unique(), spec, context)
+        whose = [(hour, scored_as.get(c)) for hour, c in zip(planned["hour"], planned["campaign"], strict=True)]
         pairs = {pair: i for i, pair in enumerate(dict.fromkeys(whose))}
         planned = planned.assign(asked=[pairs[pair] for pair in whose])
         requests = [replace(request, active_within=EVER, at=int(hour), campaign=c) for hour, c in pairs]
@@ -212,6 +207,25 @@ def score(
         scored.suppressed = scored.suppressed | here.xp.isin(scored.keys, here.asarray(listed))
     unlearned = set() if model is None else set(model.notes)
     return decide(client, scored, heads, unlearned, settings, as_of, model_version, model is not None)
+
+
+def _scored_as(campaigns: Iterable[str], spec: FeatureSpec, context: Context | None) -> dict[str, str]:
+    """The campaign that each planned one is scored as, so that each hour is computed once for those that are alike.
+
+    Itself, where its own history counts; the first of its family, where only that does; else none.
+    """
+    named = set(context.names["campaign"]) if context is not None else set()
+    families = spec.sequences.families if spec.sequences is not None else ()
+    matched = any(f.op == "match" for f in spec.features)
+    found: dict[str, str] = {}
+    first: dict[str, str] = {}
+    for campaign in sorted(campaigns):
+        name = family(campaign)
+        if campaign in named:
+            found[campaign] = campaign
+        elif (matched and name) or name in families:
+            found[campaign] = first.setdefault(name, campaign)
+    return found
 
 
 def _context(

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from pipeline.backend import Array
 from pipeline.features.calendar import local_time
 from pipeline.features.kernels import prefix_count
 from pipeline.features.partition import NEVER, Partition
-from pipeline.features.spec import DAY, FeatureSpec
+from pipeline.features.spec import DAY, SMOOTH_HITS, SMOOTH_TRIALS, FeatureSpec
 
 EVER = 1 << 60  # microseconds: a window that reaches back to any first event
 
@@ -54,7 +56,7 @@ class Rows:
 
     def __init__(self, part: Partition, spec: FeatureSpec, timezone: str) -> None:
         self.part, self.spec, self.timezone = part, spec, timezone
-        counted = [f.window for f in spec.features if f.op in ("count", "rate")]
+        counted = [f.window for f in spec.features if f.op in ("count", "rate", "match")]
         self.counted = [*spec.windows, *([EVER] if None in counted else [])]
         own = {f.window for f in spec.features if f.op not in ("count", "rate", "context")}
         self.reaches = sorted({0, *(w for w in own if w is not None)})
@@ -94,15 +96,22 @@ class Rows:
 
 @dataclass
 class Block:
-    """Decision points ascending by (seg, at): int64[q] each."""
+    """Decision points ascending by (seg, at): int64[q] each; ``family``: see ``families.decided``."""
 
     rows: Rows
     seg: Array
     at: Array
+    family: Array | None = None
 
     def __post_init__(self) -> None:
         self.part, self.spec, self.xp = self.rows.part, self.rows.spec, self.rows.part.xp
-        self.bounds: dict[Any, Any] = {}
+        self.kept: dict[Any, Any] = {}
+
+    def keep(self, name: Any, make: Any) -> Any:
+        """What ``make()`` gives, made once for each name."""
+        if name not in self.kept:
+            self.kept[name] = make()
+        return self.kept[name]
 
     @cached_property
     def first_row(self) -> Array:
@@ -122,11 +131,12 @@ class Block:
 
     def window(self, subset: Subset, window: int | None) -> tuple[Array, Array]:
         """``[begin, end)`` of the window among the subset's own positions; None is the whole history."""
-        name = (id(subset), window)
-        if name not in self.bounds:
+
+        def make() -> tuple[Array, Array]:
             begin = self.first_row if window is None else self.positions[window]
-            self.bounds[name] = subset.before[begin], subset.before[self.end]
-        return self.bounds[name]  # type: ignore[no-any-return]
+            return subset.before[begin], subset.before[self.end]
+
+        return self.keep((id(subset), window), make)  # type: ignore[no-any-return]
 
     @cached_property
     def counts(self) -> Array:
@@ -135,6 +145,19 @@ class Block:
         out = self.xp.empty((len(self.seg), kinds * len(windows)), dtype=self.xp.float32)
         self.part.window_counts(kinds, self.seg, self.at, windows, out)
         return out
+
+    def count(self, kind: str | None, window: int | None) -> Array:
+        """float32[q]: events of a kind in one of the specification's windows, or in the whole history."""
+        place = len(self.spec.windows) if window is None else self.spec.windows.index(window)
+        return self.counts[:, place * len(self.spec.kinds) + self.spec.kinds.index(kind or "")]
+
+    def rate(self, kind: str | None, window: int | None) -> Array:
+        """float32[q]: events of a kind over deliveries, smoothed."""
+        trials = self.count(self.spec.exposure, window)
+        for bounce in self.spec.bounces:
+            trials = trials - self.count(bounce, window)
+        trials = self.xp.maximum(trials, np.float32(0))
+        return (self.count(kind, window) + np.float32(SMOOTH_HITS)) / (trials + np.float32(SMOOTH_TRIALS))
 
     @cached_property
     def last(self) -> Array:

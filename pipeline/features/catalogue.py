@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pipeline import extensions
 from pipeline.config import Config
 from pipeline.errors import ConfigError, did_you_mean
+from pipeline.features.families import WEIGHT
+from pipeline.features.sequences import MASKED
 from pipeline.features.spec import (
     BOUNCES,
     ENDINGS,
@@ -91,6 +93,7 @@ class _Log:
     outcome_kinds: tuple[str, ...]
     valued: tuple[str | None, ...]
     campaigns: bool
+    decided: bool  # about campaigns
 
     @classmethod
     def of(cls, config: Config, present: set[str]) -> _Log:
@@ -112,6 +115,7 @@ class _Log:
             outcome_kinds=outcome_kinds,
             valued=tuple(dict.fromkeys(summed)) or ((None,) if "value" in mapped else ()),
             campaigns="campaign" in mapped,
+            decided=config.at.event is not None,
         )
 
     @property
@@ -298,6 +302,37 @@ def _affinity(log: _Log) -> list[Feature]:
     return made
 
 
+def _match(log: _Log) -> list[Feature] | str:
+    if not log.campaigns:
+        return "match: the log has no campaigns (source.columns.campaign)"
+    if not log.decided:
+        return "match: decisions are made every so often (at.every), which is about no campaign"
+    one, made = log.exposure, []
+    of = "of campaigns of the family (the name without numbers) of at's campaign"
+    unknown = f"where that is not known, as in {MASKED:.0%} of training rows, by hash"
+    below = one if not log.bounces else f"({one} - {' - '.join(log.bounces)})"
+    answers = [*log.rated, *(k for k in ("delete",) if k in log.kinds and k not in log.rated)]
+    for window in dict.fromkeys([max(log.finite), log.windows[-1]]):
+        for kind in (one or "", *answers):
+            definition = f"{kind} events {of} in {span(window)}; 0 {unknown}"
+            made.append(_of_family(kind, "", definition, "events", window, "count"))
+        for kind in log.rated:
+            own = f"{kind}_rate_{label(window)}"
+            definition = (
+                f"({kind} + {WEIGHT:g} {own}) / ({below} + {WEIGHT:g}), each counted {of} in {span(window)}; {own} "
+                f"{unknown}"
+            )
+            made.append(_of_family(kind, "_rate", definition, "1", window, "rate"))
+            rate = f"family_{kind}_rate_{label(window)}"
+            definition = f"({rate} - {own}) / ({rate} + {own}), the hyperbolic tangent of half their log-ratio"
+            made.append(_of_family(kind, "_lift", definition, "1", window, "lift"))
+    return made
+
+
+def _of_family(kind: str, what: str, definition: str, unit: str, window: int | None, how: str) -> Feature:
+    return Feature(f"family_{kind}{what}_{label(window)}", "match", definition, unit, kind, window, how=how)
+
+
 _GROUPS = {
     "counts": _counts,
     "recency": _recency,
@@ -308,6 +343,7 @@ _GROUPS = {
     "gaps": _gaps,
     "runs": _runs,
     "affinity": _affinity,
+    "match": _match,
     "distinct": _distinct,
     "value": _value,
     "lifetime": _lifetime,

@@ -23,7 +23,8 @@ class Partition:
 
     ``key``, ``ts``: int64[n]. ``kind``: int[n], position in ``vocabulary``, -1 for any other kind; ``human``: the
     same with machine events taken out (the same array where none are flagged). ``starts``: int64[S+1]; ``seg``:
-    int64[n]. ``campaign``: int32[n], -1 for null, codes of this partition alone. ``value``: int64[n], micro-units.
+    int64[n]. ``campaign``: int32[n], -1 for null, codes of this partition alone. ``family``: int32[n], the same
+    of the campaigns' families, positions in ``families``. ``value``: int64[n], micro-units.
     ``ingested``: int64[n], when each row arrived. ``provider``: int32[n], position in a vocabulary, its length for a
     provider that is not in it, -1 for null. ``campaign_id``, ``family_id``, ``provider_id``: int64[n], see
     ``sequences.ids``. ``frame``: the events themselves, for features of the user's own.
@@ -38,6 +39,8 @@ class Partition:
     starts: Array
     seg: Array
     campaign: Array | None = None
+    family: Array | None = None
+    families: tuple[str, ...] = ()
     value: Array | None = None
     ingested: Array | None = None
     provider: Array | None = None
@@ -108,6 +111,7 @@ def partition_arrays(
     ingested: bool = False,
     providers: list[str] | None = None,
     sequences: SequenceSpec | None = None,
+    families: bool = False,
 ) -> Partition:
     """The arrays of a canonical event frame; no copy of the key and the time.
 
@@ -115,6 +119,7 @@ def partition_arrays(
         frame: index ``subscriber_key``, columns ``ts``, ``event`` and, where asked for and there, campaign and value;
             ``ingested_at`` where asked for.
         providers: the vocabulary of ``provider``; sequences: has those of the ids; where those are asked for.
+        families: those of campaigns are asked for.
     Raises:
         DataError: the rows are not sorted by (subscriber_key, ts), or a column holds nulls.
     """
@@ -134,11 +139,15 @@ def partition_arrays(
         if bool(machine.any()):
             human = xp.where(machine, -1, kind)
     part = Partition(backend, vocabulary, key, ts, kind, human, starts, seg)
-    if campaign and "campaign" in frame.columns:
+    if (campaign or families) and "campaign" in frame.columns:
         column = frame["campaign"].astype("category")
         categories = column.cat.categories
         names = categories.to_arrow().to_pylist() if backend.on_gpu else list(categories)
-        part.campaign = backend.codes(column, names)
+        if campaign:
+            part.campaign = backend.codes(column, names)
+        if families:
+            part.families = tuple(sorted({family(name) for name in names} - {""}))
+            part.family = backend.codes(column, list(part.families), family)
     if value and "value" in frame.columns:
         part.value = backend.column(frame["value"])
     if providers and "provider" in frame.columns:

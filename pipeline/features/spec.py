@@ -82,7 +82,7 @@ class FeatureSpec:
         ops = {f.op for f in self.features}
         read = {
             "campaign": "campaign" in levels
-            or "campaigns" in ops
+            or bool(ops & {"campaigns", "match"})
             or (named is not None and bool(named.campaigns or named.families)),
             "provider": "provider" in levels or (named is not None and bool(named.providers)),
             "value": "value" in ops,

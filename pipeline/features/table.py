@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.backend import Array, Backend, Frame, backend_of
 from pipeline.errors import DataError
-from pipeline.features import own, samples, windows
+from pipeline.features import families, own, samples, windows
 from pipeline.features.context import MASK, Context
 from pipeline.features.kernels import hashed_share
 from pipeline.features.knowledge import corrections
@@ -96,6 +96,7 @@ def feature_table(
         ingested=request.per_decision,
         providers=None if context is None else context.names["provider"],
         sequences=spec.sequences,
+        families="match" in ops,
     )
     if "own" in ops:
         part.frame = events
@@ -117,15 +118,13 @@ def feature_table(
             points = points.take(rows)
             key, y, mask, weight, split = key[rows], y[rows], mask[rows], weight[rows], split[rows]
     X, sequences = _empty(backend, spec, len(points))
-    campaign = None if context is None else context.campaigns(part, events, points, request, key, split)
-    family = _families(part, spec, request, points, key, split)
-    _write(part, spec, request, context, points.seg, points.at, campaign, family, X, sequences)
+    about = _Decided.of(part, spec, request, context, events, points, key, split)
+    _write(part, spec, request, context, points.seg, points.at, about, X, sequences)
     late = 0
     if request.per_decision:
         for which, past, seg in corrections(part, points.seg, points.at):
             known_X, known_sequences = _empty(backend, spec, len(which))
-            whose, alike = (None if of is None else of[which] for of in (campaign, family))
-            _write(past, spec, request, context, seg, points.at[which], whose, alike, known_X, known_sequences)
+            _write(past, spec, request, context, seg, points.at[which], about.take(which), known_X, known_sequences)
             X[which] = known_X
             for name, array in known_sequences.items():
                 sequences[name][which] = array
@@ -159,27 +158,56 @@ def _write(
     context: Context | None,
     seg: Array,
     at: Array,
-    campaign: Array | None,
-    family: Array | None,
+    about: _Decided,
     out: Array,
     sequences: dict[str, Array],
 ) -> None:
     """Every feature of some points: of their own events, of the client as a whole, and their last events."""
-    windows.write_features(part, spec, seg, at, request.timezone, out)
-    if context is not None and campaign is not None:
-        context.write(part, spec, seg, at, campaign, request.timezone, out)
+    windows.write_features(part, spec, seg, at, request.timezone, out, about.family)
+    if context is not None and about.campaign is not None:
+        context.write(part, spec, seg, at, about.campaign, request.timezone, out)
     if spec.sequences is not None:
-        write_sequences(part, spec, seg, at, request.timezone, sequences, family)
+        write_sequences(part, spec, seg, at, request.timezone, sequences, about.family_id)
 
 
-def _families(
-    part: Partition, spec: FeatureSpec, request: SampleRequest, points: samples.Points, key: Array, split: Array
-) -> Array | None:
-    """The family of the campaign that each point decides about, masked in the rows that the context masks."""
-    if spec.sequences is None:
-        return None
-    hidden = (split == samples.TRAIN) & hashed_share(part.xp, MASKED, MASK, key, points.at)
-    return decided(part, spec.sequences, points.row, request.campaign, hidden)
+@dataclass(frozen=True)
+class _Decided:
+    """The campaign that each point decides about, int64[q] each, masked in the same rows; None where nothing asks.
+
+    ``campaign``: see :meth:`Context.campaigns`; ``family``: see :func:`families.decided`; ``family_id``: see
+    :func:`sequences.decided`.
+    """
+
+    campaign: Array | None = None
+    family: Array | None = None
+    family_id: Array | None = None
+
+    @classmethod
+    def of(
+        cls,
+        part: Partition,
+        spec: FeatureSpec,
+        request: SampleRequest,
+        context: Context | None,
+        events: Frame,
+        points: samples.Points,
+        key: Array,
+        split: Array,
+    ) -> _Decided:
+        campaign = family = family_id = None
+        if context is not None:
+            campaign = context.campaigns(part, events, points, request, key, split)
+        matched = any(f.op == "match" for f in spec.features)
+        if matched or spec.sequences is not None:
+            hidden = (split == samples.TRAIN) & hashed_share(part.xp, MASKED, MASK, key, points.at)
+            if matched:
+                family = families.decided(part, points.row, request.campaign, hidden)
+            if spec.sequences is not None:
+                family_id = decided(part, spec.sequences, points.row, request.campaign, hidden)
+        return cls(campaign, family, family_id)
+
+    def take(self, rows: Array) -> _Decided:
+        return _Decided(*(None if of is None else of[rows] for of in (self.campaign, self.family, self.family_id)))
 
 
 def read_columns(store: Any, client: str, spec: FeatureSpec, request: SampleRequest) -> list[str]:

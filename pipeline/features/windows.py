@@ -3,7 +3,7 @@
 A point sees ``[at - window, at)`` and nothing at or after ``at``. What each column means is in
 :class:`~pipeline.features.spec.FeatureSpec`; what is computed here follows it alone. Each computation is a function of
 a block of points and a feature, named by the feature's ``op``; the simple ones are here, the others in ``rhythm.py``,
-``values.py`` and ``own.py``.
+``values.py``, ``families.py`` and ``own.py``.
 """
 
 from __future__ import annotations
@@ -15,21 +15,24 @@ import numpy as np
 
 from pipeline.backend import Array
 from pipeline.errors import DataError
-from pipeline.features import own, rhythm, values
+from pipeline.features import families, own, rhythm, values
 from pipeline.features.blocks import Block, Rows
 from pipeline.features.partition import Partition
-from pipeline.features.spec import DAY, SMOOTH_HITS, SMOOTH_TRIALS, Feature, FeatureSpec, counts
+from pipeline.features.spec import DAY, Feature, FeatureSpec, counts
 
 POINTS = 1 << 13  # of a block: its columns stay in the CPU's cache
 
 
-def write_features(part: Partition, spec: FeatureSpec, seg: Array, at: Array, timezone: str, out: Array) -> None:
+def write_features(
+    part: Partition, spec: FeatureSpec, seg: Array, at: Array, timezone: str, out: Array, family: Array | None = None
+) -> None:
     """Every feature of ``spec`` for each point, into ``out``.
 
     Args:
         seg, at: int64[q], ascending by (seg, at).
         timezone: IANA name; hours and weekdays are of this zone.
         out: float32[q, len(spec)].
+        family: int64[q], see ``families.decided``; where absent no campaign is known.
     """
     if len(seg) == 0:
         return
@@ -50,30 +53,18 @@ def write_features(part: Partition, spec: FeatureSpec, seg: Array, at: Array, ti
     size = POINTS if part.backend.compiled else len(seg)
     for start in range(0, len(seg), size):
         some = slice(start, start + size)
-        block = Block(rows, seg[some], at[some])
+        block = Block(rows, seg[some], at[some], None if family is None else family[some])
         for j, feature in mine:
             out[some, j] = COLUMNS[feature.op](block, feature)
 
 
 def _count(block: Block, feature: Feature) -> Array:
-    found = block.counts[:, _column(block, feature.kind, feature.window)]
-    return found if feature.until is None else found - block.counts[:, _column(block, feature.kind, feature.until)]
+    found = block.count(feature.kind, feature.window)
+    return found if feature.until is None else found - block.count(feature.kind, feature.until)
 
 
 def _rate(block: Block, feature: Feature) -> Array:
-    xp, spec = block.xp, block.spec
-    hits = block.counts[:, _column(block, feature.kind, feature.window)]
-    trials = block.counts[:, _column(block, spec.exposure, feature.window)]
-    for bounce in spec.bounces:
-        trials = trials - block.counts[:, _column(block, bounce, feature.window)]
-    trials = xp.maximum(trials, np.float32(0))
-    return (hits + np.float32(SMOOTH_HITS)) / (trials + np.float32(SMOOTH_TRIALS))
-
-
-def _column(block: Block, kind: str | None, window: int | None) -> int:
-    spec = block.spec
-    place = len(spec.windows) if window is None else spec.windows.index(window)
-    return place * len(spec.kinds) + spec.kinds.index(kind or "")
+    return block.rate(feature.kind, feature.window)
 
 
 def _recency(block: Block, feature: Feature) -> Array:
@@ -122,6 +113,7 @@ COLUMNS: dict[str, Callable[[Block, Feature], Any]] = {
     "gap": rhythm.gap,
     "run": rhythm.run,
     "affinity": rhythm.affinity,
+    "match": families.match,
     "campaigns": values.campaigns,
     "active_days": values.active_days,
     "value": values.value,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
+import math
 import zoneinfo
 from collections import Counter
 from collections.abc import Callable
@@ -12,14 +13,23 @@ from typing import Any
 import numpy as np
 
 from pipeline.features.samples import Head, SampleRequest
-from pipeline.features.spec import FeatureSpec
+from pipeline.features.spec import Feature, FeatureSpec
 from tests.features.logs import DAY, Event
 
 
 def feature(
-    spec: FeatureSpec, events: list[Event], key: int, at: int, timezone: str = "UTC", own: dict[str, Own] | None = None
+    spec: FeatureSpec,
+    events: list[Event],
+    key: int,
+    at: int,
+    timezone: str = "UTC",
+    own: dict[str, Own] | None = None,
+    campaign: str | None = None,
 ) -> dict[str, float]:
-    """Every feature of one decision point but the calendar; ``own``: what the user's functions give an event."""
+    """Every feature of one decision point but the calendar.
+
+    ``own``: what the user's functions give an event; ``campaign``: what is decided about, None where unknown.
+    """
     everything = [e for e in events if e.key == key and e.ts < at]
     seen = [e for e in everything if not e.machine]
     out: dict[str, float] = {}
@@ -57,6 +67,8 @@ def feature(
             mine = [cell(local(e.ts, timezone)) for e in seen if e.event == f.kind]
             cells = {"hour": 24, "weekday": 7}[str(f.how)]
             out[f.name] = (mine.count(cell(local(at, timezone))) + 1) / (len(mine) + cells)
+        elif f.op == "match":
+            out[f.name] = match(spec, f, inside, campaign)
         elif f.op == "gap":
             out[f.name] = gap(str(f.how), [e.ts for e in inside if e.event == spec.exposure], everything[:1])
         elif f.op == "run":
@@ -80,6 +92,33 @@ def local(ts: int, timezone: str) -> dt.datetime:
     return (dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=ts)).astimezone(
         zoneinfo.ZoneInfo(timezone)
     )
+
+
+def match(spec: FeatureSpec, f: Feature, inside: list[Event], campaign: str | None) -> float:
+    def words(name: str | None) -> list[str]:
+        return "".join(c if c.isalpha() else " " for c in name or "").lower().split()
+
+    def number(events: list[Event], kinds: tuple[str | None, ...]) -> int:
+        return len([e for e in events if e.event in kinds])
+
+    mine = [e for e in inside if words(campaign) and words(e.campaign) == words(campaign)]
+    if f.how == "count":
+        return number(mine, (f.kind,))
+    delivered = [max(number(es, (spec.exposure,)) - number(es, spec.bounces), 0) for es in (inside, mine)]
+    whole = (number(inside, (f.kind,)) + 1) / (delivered[0] + 10)
+    rate = (number(mine, (f.kind,)) + 5 * whole) / (delivered[1] + 5)
+    return rate if f.how == "rate" else math.tanh(math.log(rate / whole) / 2)
+
+
+def masked(key: int, at: int) -> bool:
+    """Whether the campaign of a training row is hidden: SplitMix64 of the subscriber and the time."""
+    mixed = 0x5EEDC0
+    for part in (key, at):
+        mixed = ((mixed ^ (part % 2**64)) + 0x9E3779B97F4A7C15) % 2**64
+        mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB % 2**64
+        mixed ^= mixed >> 31
+    return mixed / 2**64 < 0.1
 
 
 def gap(how: str, times: list[int], first: list[Event]) -> float:

@@ -23,13 +23,13 @@ from pipeline.features.preparation import specify
 from pipeline.features.samples import SampleRequest
 from pipeline.features.spec import FeatureSpec
 from pipeline.features.table import FeatureTable, concat, feature_table, feature_tables
-from pipeline.options import GROUPS, Simulate
+from pipeline.options import Simulate
 from tests.features import oracle
-from tests.features.logs import DAY, KINDS, Event, frame_of, ordered
+from tests.features.logs import DAY, EVERYTHING, KINDS, Event, frame_of, ordered
 from tests.features.test_portable import StrictBackend
 from tests.strict_numpy import StrictArray
 
-SPEC = FeatureSpec.from_config(Config(windows=["1d", "7d"], features={"groups": list(GROUPS)}), KINDS)
+SPEC = FeatureSpec.from_config(EVERYTHING, KINDS)
 AS_OF = 21 * DAY
 DELAYS = np.array([0, 0, 0, 1, DAY // 4, DAY, 5 * DAY, 40 * DAY])
 
@@ -56,7 +56,8 @@ def late_log(seed: int) -> tuple[list[Event], dict[int, int]]:
         (rng.random(n) < 0.2).tolist(),
         strict=True,
     )
-    events = ordered([Event(k, t, e, "a", i, i, m) for i, (k, t, e, m) in enumerate(columns)])
+    campaigns = ("a", "a-2", "b", None)
+    events = ordered([Event(k, t, e, campaigns[i % 4], i, i, m) for i, (k, t, e, m) in enumerate(columns)])
     return events, {e.event_id: e.ts + int(d) for e, d in zip(events, rng.choice(DELAYS, n), strict=True)}
 
 
@@ -72,7 +73,8 @@ def test_an_exposure_knows_what_had_arrived_by_it(backend: Backend, seed: int, m
     for send, row in zip(sends, backend.to_host(table.X).tolist(), strict=True):
         known = [e for e in events if arrived[e.event_id] <= send.ts]
         found = dict(zip(SPEC.names, row, strict=True))
-        for name, value in oracle.feature(SPEC, known, send.key, send.ts).items():
+        campaign = None if oracle.masked(send.key, send.ts) else send.campaign
+        for name, value in oracle.feature(SPEC, known, send.key, send.ts, campaign=campaign).items():
             assert found[name] == pytest.approx(value, rel=1e-6, abs=1e-6), name
         past = [e for e in events if e.key == send.key and e.ts < send.ts and arrived[e.event_id] <= AS_OF]
         less += any(arrived[e.event_id] > send.ts for e in past)

@@ -6,6 +6,7 @@ nothing. Both are asked of every decision point of random logs, in each of the t
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.backend import Backend
-from pipeline.config import Config
 from pipeline.features.samples import SampleRequest
 from pipeline.features.spec import FeatureSpec
 from pipeline.features.table import FeatureTable, feature_table
-from pipeline.options import GROUPS
-from tests.features.logs import DAY, KINDS, Event, frame_of, logs, ordered, random_log
+from tests.features.logs import DAY, EVERYTHING, KINDS, Event, frame_of, logs, ordered, random_log
 
 WEEK = 7 * DAY
 START = 20_458 * DAY  # 2026-01-05, a Monday: in Berlin and New York no clock changes in the weeks around it
-SPEC = FeatureSpec.from_config(Config(windows=["1d", "7d"], features={"groups": list(GROUPS)}), KINDS)
+SPEC = FeatureSpec.from_config(EVERYTHING, KINDS)
 WAYS: dict[str, dict[str, Any]] = {
     "exposures": {"exposure": "send"},
     "snapshots": {"exposure": None, "every": DAY},
@@ -95,11 +94,13 @@ def test_what_happens_at_or_after_the_decision_changes_no_feature(
 @pytest.mark.parametrize("weeks", [-3, 2])
 @pytest.mark.parametrize("timezone", ["UTC", "Europe/Berlin", "Asia/Kolkata"])
 def test_shifting_by_whole_weeks_changes_nothing(backend: Backend, way: str, weeks: int, timezone: str) -> None:
-    """Within weeks of one offset from UTC: where clocks change, hours do."""
+    """Within weeks of one offset from UTC: where clocks change, hours do. Of the hold-out, where no campaign is hidden:
+    which are is a hash of the time."""
     events = placed(random_log(np.random.default_rng(6), 1000, 20, 40))
     later = [e._replace(ts=e.ts + weeks * WEEK) for e in events]
-    one = made(backend, events, request(way, timezone=timezone))
-    two = made(backend, later, request(way, timezone=timezone, as_of=START + 40 * DAY + weeks * WEEK))
+    asked = request(way, timezone=timezone, holdout_share=1.0)
+    one = made(backend, events, asked)
+    two = made(backend, later, replace(asked, as_of=asked.as_of + weeks * WEEK))
     assert len(one) > 10
     assert backend.to_host(one.X).tobytes() == backend.to_host(two.X).tobytes()
 

@@ -38,7 +38,8 @@ def test_another_format_is_refused() -> None:
 def test_absent_kinds_have_no_features_and_are_reported() -> None:
     spec = FeatureSpec.from_config(Config(), ["send", "open"])
     assert not [n for n in spec.names if "click" in n or "bounce" in n]
-    values, lacking = spec.absent
+    match, values, lacking = spec.absent
+    assert match == "match: the log has no campaigns (source.columns.campaign)"
     assert values == "values: the log has none (source.columns.value)"
     assert lacking.startswith("counts, recencies and rates of click, delete, complaint, ")
     assert lacking.endswith("hard_bounce: the log has none")
@@ -55,7 +56,8 @@ def test_a_log_that_is_not_email() -> None:
     assert spec.kinds == ("purchase", "visit")
     assert "purchase_30d" in spec.names
     assert not [n for n in spec.names if "rate" in n or n == "ignored_streak"]
-    (lacking,) = spec.absent  # and not a word of opens and clicks
+    lacking, match = spec.absent  # and not a word of opens and clicks
+    assert match.startswith("match: the log has no campaigns")
     assert lacking.startswith("rates, ignored streak, gaps and runs: the log has no exposure kind")
 
 

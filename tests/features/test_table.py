@@ -47,6 +47,11 @@ def rows(table: FeatureTable, backend: Backend) -> dict[tuple[int, int, int], np
     return {(int(k), int(t), int(i)): m for k, t, i, m in zip(keys["subscriber_key"], at, ids, matrix, strict=True)}
 
 
+def about(send: Event, split: int) -> str | None:
+    """The campaign that a decision knows of."""
+    return None if split == 0 and oracle.masked(send.key, send.ts) else send.campaign
+
+
 def columns(table: FeatureTable, backend: Backend) -> list[dict[str, float]]:
     return [dict(zip(table.spec.names, r, strict=True)) for r in backend.to_host(table.X).tolist()]
 
@@ -63,8 +68,9 @@ def test_features_and_labels_agree_with_plain_python(backend: Backend, events: l
     assert backend.to_pandas(table.keys)["event_id"].tolist() == [sends[i].event_id for i in kept]
     assert backend.to_host(table.y).tolist() == [[y for y, _ in expected[i]] for i in kept]
     assert backend.to_host(table.mask).tolist() == [[m for _, m in expected[i]] for i in kept]
-    for i, row in zip(kept, columns(table, backend), strict=True):
-        for name, value in oracle.feature(SPEC, events, sends[i].key, sends[i].ts, zone).items():
+    for i, row, split in zip(kept, columns(table, backend), backend.to_host(table.split).tolist(), strict=True):
+        expected_row = oracle.feature(SPEC, events, sends[i].key, sends[i].ts, zone, campaign=about(sends[i], split))
+        for name, value in expected_row.items():
             assert row[name] == pytest.approx(value, rel=1e-6, abs=1e-6), name
 
 
@@ -76,9 +82,10 @@ def test_features_of_long_histories_agree_with_plain_python(backend: Backend) ->
     asked = request(as_of=60 * DAY, heads=(), timezone="Europe/Berlin", since=20 * DAY)
     table = feature_table(frame_of(events, backend, machine=True), SPEC, asked, backend)
     sends = [e for e in events if e.event == "send" and e.ts >= 20 * DAY]
-    found = columns(table, backend)
+    found, split = columns(table, backend), backend.to_host(table.split).tolist()
     for i in range(0, len(sends), 9):
-        for name, value in oracle.feature(SPEC, events, sends[i].key, sends[i].ts, "Europe/Berlin").items():
+        at, campaign = sends[i].ts, about(sends[i], split[i])
+        for name, value in oracle.feature(SPEC, events, sends[i].key, at, "Europe/Berlin", campaign=campaign).items():
             assert found[i][name] == pytest.approx(value, rel=1e-6, abs=1e-6), name
 
 
