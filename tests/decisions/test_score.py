@@ -125,12 +125,12 @@ def run(backend: Backend, config: Config = CONFIG, partitions: int = 3, **more: 
 
 
 class Campaigns:
-    """A model of one feature: whether the send's campaign is known."""
+    """A model of one feature: whether the send's campaign is known, or what else is asked."""
 
     heads, notes = Model.heads, Model(SPEC).notes
 
-    def __init__(self, spec: FeatureSpec) -> None:
-        self.flag = spec.index("campaign_known")
+    def __init__(self, spec: FeatureSpec, feature: str = "campaign_known") -> None:
+        self.flag = spec.index(feature)
 
     def predict(self, X: Any, sequences: Any = None) -> Any:
         xp = backend_of(X).xp
@@ -160,6 +160,36 @@ def test_a_planned_send_is_scored_with_its_campaign(
     assert len(found) == len(rows)
     known = found.dropna(subset="p_click").groupby(found["campaign"].fillna("none"))["p_click"].agg(["min", "max"])
     assert known.T.to_dict("list") == {"first ever": [0, 0], "none": [0, 0], "weekly": [1, 1]}
+
+
+def test_a_planned_send_is_scored_with_its_family(
+    backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planned campaigns are new; those of one family are scored at once, those without one as of none."""
+    sent = log()
+    sent["campaign"] = [f"{('sale', 'news', '')[i % 3]}-{i}" for i in range(len(sent))]
+    at = pd.Timestamp(AS_OF + 3_600_000_000 * 9, unit="us").isoformat()
+    past = sent[(sent.ts < AS_OF) & (sent.event == "send")].groupby("subscriber")["campaign"].apply(list).to_dict()
+    planned = ["sale-1001", "Sale 1002", "news-7000", "first ever", "2026", None]
+    rows = [{"subscriber": s, "at": at, "campaign": c} for s in sorted(past)[:30] for c in planned]
+    pd.DataFrame(rows).to_csv(tmp_path / "plan.csv", index=False)
+    columns = {"subscriber": "subscriber", "ts": "ts", "event": "event", "campaign": "campaign"}
+    config = Config(source={"path": "log", "columns": columns}, decide={"plan": str(tmp_path / "plan.csv")})
+    spec = FeatureSpec.from_config(config, KINDS)
+    asked = []
+    whole = score.feature_table
+    monkeypatch.setattr(score, "feature_table", lambda e, s, r, **k: asked.append(r.campaign) or whole(e, s, r, **k))
+    model = Campaigns(spec, "family_send_ever")
+    found = score.score(Store(sent, backend, 2), "acme", model, spec, config, AS_OF, backend)
+    assert len(found) == len(rows)
+    assert set(asked) == {"Sale 1002", "news-7000", "first ever", None}
+    scored = found.dropna(subset="p_click")
+    assert len(scored) > 100
+    for row in scored.itertuples():
+        name = str(row.campaign)[:4].lower()
+        same = [c for c in past[row.subscriber] if c[:4] == name and name in ("sale", "news")]
+        assert row.p_click == len(same)
+    assert scored.p_click.max() > 1
 
 
 def test_equals_the_loop(backend: Backend) -> None:
