@@ -26,11 +26,9 @@ def decided(part: Partition, row: Array | None, campaign: str | None, hidden: Ar
         row: int64[q], the points' own rows; None where they are no events, and then ``campaign`` is that of all.
         hidden: bool[q], the points whose campaign is taken as unknown.
     """
-    xp = part.xp
-    if part.family is None:
-        raise DataError("the feature group 'match' needs campaigns; map source.columns.campaign")
+    xp, codes = part.xp, _codes(part)
     if row is not None:
-        return xp.where(hidden, UNKNOWN, part.family[row]).astype(xp.int64)
+        return xp.where(hidden, UNKNOWN, codes[row]).astype(xp.int64)
     name = "" if campaign is None else family(campaign)
     code = part.families.index(name) if name in part.families else UNKNOWN
     return xp.full(len(hidden), code, dtype=xp.int64)
@@ -67,6 +65,12 @@ def _count(block: Block, kind: str, window: int | None) -> Array:
 
 
 def _of_families(rows: Rows, kind: str) -> tuple[Subset, Array, int]:
-    part = rows.part
-    subset = Subset(part, part.is_any(part.human, (kind,)) & (part.family != UNKNOWN))
-    return subset, part.family[subset.rows], max(len(part.families), 1)
+    part, codes = rows.part, _codes(rows.part)
+    subset = Subset(part, part.is_any(part.human, (kind,)) & (codes != UNKNOWN))
+    return subset, codes[subset.rows], max(len(part.families), 1)
+
+
+def _codes(part: Partition) -> Array:
+    if part.family is None:
+        raise DataError("the feature group 'match' needs campaigns; map source.columns.campaign")
+    return part.family
