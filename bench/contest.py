@@ -49,7 +49,7 @@ class Contest:
         self.client, self.settings, self.options, self.backend = client, settings, options, store.backend
         began, as_of = time.perf_counter(), end_of_data(settings, store, client)
         data = training_data(store, client, settings, self.backend, as_of, settings.run_dir / "rollups")
-        self.table = data.table
+        self.table = data.whole
         self.learned, self.valid, self.holdout = (select(self.table, s) for s in (TRAIN, VALIDATION, HOLDOUT))
         self.heads, seconds = heads_of(settings), time.perf_counter() - began
         size = f"{len(self.learned):,} rows of {self.table.X.shape[1]} features"

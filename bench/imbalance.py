@@ -25,6 +25,8 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.errors import EventgrainError
+
 HERE = Path(__file__).parent
 WAYS = ("none", "downsample", "recalibrated", "class_weights", "focal")
 METRICS = (
@@ -77,7 +79,7 @@ class Contest:
             settings = self.settings.model_copy(update={"model": model})
             began, as_of = time.perf_counter(), end_of_data(settings, self.store, self.client)
             rollups = settings.run_dir / "rollups"
-            made = training_data(self.store, self.client, settings, self.backend, as_of, rollups).table
+            made = training_data(self.store, self.client, settings, self.backend, as_of, rollups).whole
             self.tables[rate] = made, time.perf_counter() - began
         return self.tables[rate]
 
@@ -259,13 +261,17 @@ def main(arguments: list[str]) -> int:
         report = before if before["method"] == method else report
     contest: Contest | None = None
     missing = [seed for seed in options.seeds if seed not in {row["seed"] for row in report["results"]}]
-    for seed in missing:
-        contest = contest or Contest(options)
-        results = [*report["results"], *contest.rows(seed)]
-        slices = [*report["slices"], *contest.slices(seed)]
-        report = {"machine": machine(), "method": method, "medians": medians(results)}
-        report |= {"slices": slices, "results": results}
-        write(report, path)
+    try:
+        for seed in missing:
+            contest = contest or Contest(options)
+            results = [*report["results"], *contest.rows(seed)]
+            slices = [*report["slices"], *contest.slices(seed)]
+            report = {"machine": machine(), "method": method, "medians": medians(results)}
+            report |= {"slices": slices, "results": results}
+            write(report, path)
+    except EventgrainError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
     print(table(report))
     say(f"results: {path}")
     return 0

@@ -25,6 +25,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import EventgrainError
 from pipeline.options import NETWORKS
 
 HERE = Path(__file__).parent
@@ -181,7 +182,12 @@ def main(arguments: list[str]) -> int:
     if options.seed is not None:
         from bench.contest import measure
 
-        options.json.write_text(json.dumps(measure(options, options.seed)), encoding="utf-8")
+        try:
+            found = measure(options, options.seed)
+        except EventgrainError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return error.exit_status
+        options.json.write_text(json.dumps(found), encoding="utf-8")
         return 0
     options.json = options.json or HERE / "results" / f"quality-{short(options.events)}.json"
     report = run(options)

@@ -71,7 +71,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     store = EventStore(config.store_uri, PANDAS)
     client, heads = store.clients()[0], models.heads_of(config)
     began = time.perf_counter()
-    table = training_data(store, client, config, PANDAS, store.last_full_day(client)).table
+    table = training_data(store, client, config, PANDAS, store.last_full_day(client)).whole
     rows, valid = select(table, TRAIN), select(table, VALIDATION)
     made = time.perf_counter()
     if options.engine == "ours":

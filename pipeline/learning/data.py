@@ -54,6 +54,20 @@ class TrainingData:
     found: Survey | None = None
     note: str = ""
 
+    @property
+    def whole(self) -> FeatureTable:
+        """Every decision point, for work that cannot go by chunks.
+
+        Raises:
+            ModelError: they do not fit the memory, or are more than ``model.chunk``.
+        """
+        if self.chunks is not None:
+            raise ModelError(
+                f"{self.points:,} decision points are too many to have at once, a part of them is no substitute: they "
+                f"came in {self.chunks.count} chunks. Ask for fewer events, or give more memory or a larger model.chunk"
+            )
+        return self.table
+
 
 def training_data(
     store: EventStore, client: str, config: Config, backend: Backend, as_of: int, rollups: Path | None = None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
@@ -36,3 +37,11 @@ def test_the_table_leaves_blank_what_is_not_known() -> None:
     assert lines[2].split() == ["focal", "2.0"]
     assert len(lines[1]) == len(lines[2])
     assert "log loss +0.001" in lines[-1]
+
+
+def test_a_part_of_the_rows_is_not_measured_for_all_of_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "imbalance.json"
+    asked = ["--events", "2e4", "--seeds", "1", "--data", str(tmp_path / "data"), "--json", str(out)]
+    assert imbalance.main([*asked, "simulate.days=80", "simulate.clients=1", "model.chunk=1000"]) == 2
+    assert "decision points are too many to have at once" in capsys.readouterr().err
+    assert not out.exists()

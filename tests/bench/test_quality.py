@@ -56,6 +56,17 @@ def test_it_measures_prints_and_goes_on(tmp_path: Path, capfd: pytest.CaptureFix
     assert "of ideal" in printed
 
 
+def test_a_part_of_the_rows_is_not_measured_for_all_of_them(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "quality.json"
+    asked = ["--events", "2e4", "--seeds", "1", "--clients", "1", "--data", str(tmp_path / "data"), "--json", str(out)]
+    with pytest.raises(SystemExit, match="seed 1 failed"):
+        quality.main([*asked, "--kinds", "base_rate", "simulate.days=80", "model.chunk=1000"])
+    error = capfd.readouterr().err
+    assert "decision points are too many to have at once" in error
+    assert "Traceback" not in error
+    assert not out.exists()
+
+
 def test_unknown_kinds_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         quality.main(["--kinds", "denser"])

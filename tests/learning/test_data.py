@@ -15,7 +15,7 @@ import pytest
 from pipeline.backend import PANDAS, Backend
 from pipeline.config import Config, load
 from pipeline.demo import with_source
-from pipeline.errors import TooLittleError
+from pipeline.errors import ModelError, TooLittleError
 from pipeline.events.ingest import ingest
 from pipeline.events.simulate import simulate
 from pipeline.events.store import EventStore
@@ -59,6 +59,7 @@ def test_chunks_hold_the_rows_that_one_table_has(made: tuple[EventStore, Config]
     store, config = made
     whole = ready(store, config)
     assert whole.chunks is None
+    assert whole.whole is whole.table
     train = np.flatnonzero(whole.table.split == TRAIN)
     parts = ready(store, with_model(config, chunk=4_000))
     assert parts.chunks is not None
@@ -69,6 +70,8 @@ def test_chunks_hold_the_rows_that_one_table_has(made: tuple[EventStore, Config]
     assert max(map(len, rows)) < 5_000
     expected = lines(*(getattr(whole.table, name)[train] for name in ("X", "y", "mask", "weight")))
     assert lines(*(np.concatenate([getattr(r, n) for r in rows]) for n in ("X", "y", "mask", "weight"))) == expected
+    with pytest.raises(ModelError, match=f"{parts.points:,} decision points are too many .* in {parts.chunks.count}"):
+        _ = parts.whole
     again = parts.chunks.make(2)
     assert again.X.tobytes() == rows[2].X.tobytes()
 
