@@ -32,11 +32,18 @@ class Bin:
     high: float | None = None
 
 
-def reliability_chart(name: str, metrics: Mapping[str, Any], write: Callable[[float | None], str]) -> Any:
+def reliability_chart(
+    name: str,
+    metrics: Mapping[str, Any],
+    write: Callable[[float | None], str],
+    named: str = "this model",
+    note: str = "",
+) -> Any:
     """A figure, or None where there are fewer than two bins.
 
     Args:
         metrics: of the outcome, as in metrics.json. write: how its numbers are written, percent or human.
+        named: what the curve is of. note: a sentence to end the words with.
     """
     bins = _bins(metrics)
     if len(bins) < 2:
@@ -47,7 +54,7 @@ def reliability_chart(name: str, metrics: Mapping[str, Any], write: Callable[[fl
     on_axis = tick_percent if write is percent else tick_number
     lines = [
         Series("exact", [(0.0, 0.0), (high, high)], guide=True, dash="4 4"),
-        Series("this model", [(b.predicted, b.observed) for b in bins], 1, dots=True, band=banded),
+        Series(named, [(b.predicted, b.observed) for b in bins], 1, dots=True, band=banded),
     ]
     header = ["predicted", "observed", *(["90% from", "to"] if banded else []), "rows"]
     rows = [
@@ -58,9 +65,8 @@ def reliability_chart(name: str, metrics: Mapping[str, Any], write: Callable[[fl
         for b in bins
     ]
     axes = Axis("predicted", 0, high, on_axis), Axis("observed", 0, high, on_axis)
-    return figure(
-        f"Calibration: {name.replace('_', ' ')}", _words(metrics, bins), lines, *axes, False, numbers(header, rows)
-    )
+    words = f"{_words(metrics, bins)} {note}".rstrip()
+    return figure(f"Calibration: {name.replace('_', ' ')}", words, lines, *axes, False, numbers(header, rows))
 
 
 def _words(metrics: Mapping[str, Any], bins: list[Bin]) -> str:

@@ -175,16 +175,26 @@ SCORERS = {
 
 
 def models(metrics: Mapping[str, Any], config: Config) -> list[dict[str, Any]]:
-    """Each client's heads against the baselines (and the truth), calibration, budgets and the cost curve."""
+    """Each client's heads against the baselines (and the truth), calibration, budgets and the cost curve.
+
+    The curve is of the model in use, everything else of the one last trained: where that is another, each says whose.
+    """
     found = []
     decided = metrics.get("decisions") or {}
     for client, heads in (metrics.get("models") or {}).items():
-        outcomes = [_outcome(n, m) for n, m in heads.items() if isinstance(m, Mapping) and n in config.outcomes]
+        gate = _gate(metrics, client)
+        named = "this model" if gate["in_use"] else f"the {gate['state']} version"
+        outcomes = [_outcome(n, m, named) for n, m in heads.items() if isinstance(m, Mapping) and n in config.outcomes]
         first = config.decide.hold_when or next(iter(config.decide.reward), None)
         outcomes.sort(key=lambda o: o["name"] != first)
-        charts = [c for c in [_cost_curve((decided.get(client) or {}).get("backtest"))] if c]
+        serving = "" if gate["in_use"] else f"Of {gate['serving']}, which is in use."
+        charts = [c for c in [_cost_curve((decided.get(client) or {}).get("backtest"), serving)] if c]
         for outcome in outcomes:
-            outcome["chart"] = reliability_chart(outcome["name"], heads[outcome["name"]], outcome["write"])
+            outcome["of"] = "" if gate["in_use"] else gate["measured"]
+            name, m = outcome["name"], heads[outcome["name"]]
+            outcome["chart"] = reliability_chart(
+                name, m, outcome["write"], named, outcome["of"] and f"Of {outcome['of']}."
+            )
         if outcomes and outcomes[0]["chart"]:
             charts.append(outcomes[0].pop("chart"))
         found.append(
@@ -193,22 +203,39 @@ def models(metrics: Mapping[str, Any], config: Config) -> list[dict[str, Any]]:
                 "charts": charts,
                 "more": [o["chart"] for o in outcomes if o.get("chart")],
                 "outcomes": outcomes,
-                "gate": _gate(metrics, client),
+                "gate": gate,
             }
         )
     return found
 
 
+def pooled(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The pooled model where its new version was refused: which, why, and who serves; None where there is no such."""
+    found = metrics.get("pooled") or {}
+    verdict = found.get("gate") or {}
+    if verdict.get("accepted", True):
+        return None
+    return {"version": found["version"], "serving": found.get("serving"), "reasons": verdict.get("reasons") or []}
+
+
 def _gate(metrics: Mapping[str, Any], client: str) -> dict[str, Any]:
-    """What the gate said of the client's new version, and which one serves."""
+    """What the gate said of the client's new version, and which one serves.
+
+    ``in_use``: the numbers are of the version that serves; otherwise ``measured`` says which they are of.
+    """
     verdict = (metrics.get("gate") or {}).get(client) or {}
     serving = ((metrics.get("decisions") or {}).get(client) or {}).get("model_version")
     serving = serving or (metrics.get("serving") or {}).get(client)
-    refused = not verdict.get("accepted", True)
-    by_hand = refused and serving == verdict.get("version")
+    if not verdict and not serving and (shared := pooled(metrics)):  # served by nobody, the pooled model being refused
+        verdict = {**shared, "version": f"@pooled/{shared['version']}", "accepted": False}
+    version, refused = verdict.get("version"), not verdict.get("accepted", True)
+    by_hand = refused and serving == version
     compared = {n: c.get("words", "") for n, c in (verdict.get("compared") or {}).items()}
     return {
-        "version": verdict.get("version"),
+        "version": version,
+        "in_use": version is None or serving == version or (serving is None and not refused),
+        "state": "refused" if refused else "latest",
+        "measured": f"{version}, {'refused' if refused else 'not in use'}",
         "refused": refused,
         "by_hand": by_hand,
         "reasons": verdict.get("reasons") or [],
@@ -221,8 +248,8 @@ def _gate(metrics: Mapping[str, Any], client: str) -> dict[str, Any]:
     }
 
 
-def _outcome(name: str, m: Mapping[str, Any]) -> dict[str, Any]:
-    scorers = [("this model", m)]
+def _outcome(name: str, m: Mapping[str, Any], named: str) -> dict[str, Any]:
+    scorers = [(named, m)]
     scorers += [(SCORERS.get(k, k), v) for k, v in (m.get("baselines") or {}).items()]
     scorers += [(SCORERS[k], m[k]) for k in ("ideal", "truth") if m.get(k)]
     used = [
@@ -276,7 +303,7 @@ def _budgets(scorer: Mapping[str, Any]) -> dict[float, Mapping[str, Any]]:
     return {float(b["budget"]): b for b in budgets}
 
 
-def _cost_curve(test: Mapping[str, Any] | None) -> Any:
+def _cost_curve(test: Mapping[str, Any] | None, whose: str = "") -> Any:
     if not test or not test.get("curve"):
         return None
     curve = [c for c in test["curve"] if c.get("caught_share") is not None]
@@ -306,7 +333,7 @@ def _cost_curve(test: Mapping[str, Any] | None) -> Any:
     return figure(
         "What holding more would do",
         f"Past sends the model never saw, held in the order of the rule. It holds {percent(test['held_share'])} "
-        f"at a cost of {human(test['cost'])}.",
+        f"at a cost of {human(test['cost'])}. {whose}".rstrip(),
         series,
         Axis("share of sends held", 0, limit, tick_percent),
         Axis("share", 0, min(1.0, high * 1.1), tick_percent),

@@ -148,6 +148,7 @@ def render(given: ReportInput) -> str:
         "campaigns": evidence.campaigns(given.rollups, config),
         "quality": sections.quality(metrics),
         "models": evidence.models(metrics, config),
+        "pooled": evidence.pooled(metrics),
         "run": sections.run(metrics),
         "settings": config.dump(),
         "outcomes": {

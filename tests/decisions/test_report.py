@@ -221,3 +221,65 @@ def test_the_cost_curve_reaches_its_end() -> None:
     lines = re.findall(r'class="line c[14]" points="([^"]+)"', drawn)
     assert len(lines) == 2
     assert all(line.split()[-1].startswith("446.0,") for line in lines)  # the right edge
+
+
+OLD, NEW = "20260801T000000Z-0123456789abcdef", "20260802T000000Z-fedcba9876543210"
+
+
+def judged(email: Path, accepted: bool, serving: str | None) -> Page:
+    """The report where acme's model trained last is NEW and another, or none, is in use."""
+    given = report.ReportInput.from_run_dir(email)
+    metrics = given.metrics | {"models": {"acme": given.metrics["models"]["acme"]}, "serving": {"acme": serving}}
+    metrics["gate"] = {"acme": {"version": NEW, "accepted": accepted, "reasons": [] if accepted else ["click: bad"]}}
+    decided = metrics["decisions"]["acme"] | {"model_version": serving}
+    metrics["decisions"] = {"acme": decided if serving else {**decided, "backtest": None}}
+    return Page(report.render(report.ReportInput(given.config, metrics)))
+
+
+def test_numbers_of_a_refused_model_are_not_taken_for_those_of_the_one_in_use(email: Path) -> None:
+    text = judged(email, False, OLD).text
+    assert f"The new version {NEW} is refused. {OLD} keeps serving." in text
+    assert "what holding more would do is of the one in use" in text
+    holding = text[text.index("What holding more would do") :].partition("the numbers")[0]
+    assert f"Of {OLD}, which is in use." in holding
+    assert NEW not in holding
+    calibration = text[text.index("Calibration: unsubscribe") :].partition("the numbers")[0]
+    assert f"Of {NEW}, refused." in calibration
+    assert "the refused version" in calibration
+    assert OLD not in calibration
+    for outcome in ("unsubscribe", "click", "open"):
+        assert re.search(rf" {outcome} {NEW}, refused ", text)  # the caption of its table
+    assert "this model" not in text
+    # A table of what each scorer has, for each of three outcomes and the budgets; and three calibrations' legends.
+    assert text.count(" the refused version ") == 7
+
+
+def test_a_refused_model_that_nobody_stands_in_for(email: Path) -> None:
+    text = judged(email, False, None).text
+    assert f"The new version {NEW} is refused. No other is in its place." in text
+    assert "What holding more would do" not in text
+    assert f"Of {NEW}, refused." in text
+
+
+def test_a_version_put_in_use_by_hand_is_told_from_the_one_measured(email: Path) -> None:
+    text = judged(email, True, OLD).text
+    assert "refused" not in text.partition("the configuration")[0]
+    assert f"{OLD} is in use, of which what holding more would do is drawn; tables and calibration are of {NEW}" in text
+    assert f"Of {OLD}, which is in use." in text
+    assert f"Of {NEW}, not in use." in text
+    assert "in use" not in judged(email, True, NEW).text
+
+
+def test_a_refused_pooled_model_is_named(email: Path) -> None:
+    given = report.ReportInput.from_run_dir(email)
+    verdict = {"accepted": False, "reasons": ["click: bad"]}
+    metrics = given.metrics | {"pooled": {"version": NEW, "serving": None, "gate": verdict}}
+    decided = metrics["decisions"]
+    metrics["decisions"] = {n: {**d, "model_version": "", "backtest": None} for n, d in decided.items()}
+    text = Page(report.render(report.ReportInput(given.config, metrics))).text
+    assert f"The new pooled model {NEW} is refused. No other is in its place: clients of too few positives" in text
+    assert f"The new version @pooled/{NEW} is refused. No other is in its place." in text
+    metrics |= {"pooled": {"version": NEW, "serving": f"@pooled/{OLD}", "gate": verdict}, "decisions": decided}
+    text = Page(report.render(report.ReportInput(given.config, metrics))).text
+    assert f"The new pooled model {NEW} is refused. @pooled/{OLD} keeps serving." in text
+    assert text.count("is refused") == 1
