@@ -29,6 +29,7 @@ def train(context: Context) -> tuple[str, int, dict[str, Any]]:
     models, pool = context.run.path / "models", pool_of(context)
     result: dict[str, dict[str, Any]] = {"models": {}, "untrained": {}, "gate": {}, "serving": {}}
     untrained: dict[str, EventgrainError] = {}
+    without: list[str] = []  # clients of too few positives that nobody serves, the pooled model being refused
     tracker = Tracker(context.config, lambda text: say(f"warning   {text}"))
     rows = pooled = 0
     _check_kinds(context)
@@ -53,6 +54,8 @@ def train(context: Context) -> tuple[str, int, dict[str, Any]]:
         result["models"][client] = trained.metrics
         result["serving"][client] = trained.serving
         pooled += trained.pooled
+        if trained.pooled and trained.serving is None:
+            without.append(client)
         if not trained.pooled:
             result["gate"][client] = {"version": trained.version, **trained.gate}
             _track(tracker, models, client, trained.version)
@@ -63,13 +66,15 @@ def train(context: Context) -> tuple[str, int, dict[str, Any]]:
     if untrained and not result["models"]:
         raise next(iter(untrained.values()))
     if pooled > SHOWN:
-        say(f"          {pooled - SHOWN:,} more clients of too few positives: the pooled model is used")
+        served = "no model, the pooled one is refused" if without else "the pooled model is used"
+        say(f"          {pooled - SHOWN:,} more clients of too few positives: {served}")
     line = f"{_clients(len(result['models']))}, {rows:,} decision points"
-    if pooled:
-        line += f"; {_clients(pooled)} with the pooled model"
-    if untrained:
-        line += f"; no model for {_clients(len(untrained))}"
+    if pooled > len(without):
+        line += f"; {_clients(pooled - len(without))} with the pooled model"
+    if untrained or without:
+        line += f"; no model for {_clients(len(untrained) + len(without))}"
     result["untrained"] = {client: str(error) for client, error in untrained.items()}
+    result["untrained"] |= dict.fromkeys(without, "too few positives, and the pooled model is refused")
     if pool is not None and pool.trained is not None:
         _track(tracker, models, None, pool.trained.trained)
     return line, rows, {**result, **_of_pool(pool)}

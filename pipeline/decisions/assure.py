@@ -205,5 +205,5 @@ def explain(reason: str, rule: Rule, loss: float | None = None, gain: float | No
         "suppressed": "unsubscribed, complained, bounced for good, or on the suppression list",
         "too_new": f"fewer than {rule.minimum_events} events of history",
         "no_score": "the model gave no number",
-        "no_model": "too few examples to learn a model from",
+        "no_model": "no model: too few examples to learn from, or it was refused",
     }.get(reason, reason)

@@ -38,17 +38,24 @@ def answer(decided: Mapping[str, Any], rule: Rule, exposure: str | None = "send"
     unit = next((c["unit"] for c in clients if c.get("unit")), "subscribers")
     eligible, held = _sum(clients, "eligible"), _sum(clients, "held")
     sent, explored = _sum(clients, "sent"), _sum(clients, "explored")
+    new = sum(_too_new(c) for c in clients)
     aside = [
-        f"{human(_sum(clients, key))} {words}"
-        for key, words in (
-            ("suppressed", "are suppressed (they left, complained or bounced for good, or are on your list)"),
-            ("unscored", "are too new to score and left to your usual practice"),
+        f"{human(count)} {words}"
+        for count, words in (
+            (
+                _sum(clients, "suppressed"),
+                "are suppressed (they left, complained or bounced for good, or are on your list)",
+            ),
+            (new, "are too new to score and left to your usual practice"),
+            (_sum(clients, "unscored") - new, "have no model and are left to your usual practice"),
         )
-        if _sum(clients, key)
+        if count
     ]
     found: dict[str, Any] = {"unit": unit, "aside": (_join(aside) + ".") if aside else "", "checked": ""}
     cards: list[dict[str, Any]] = []
-    if rule.hold_when is None:
+    if not eligible and _sum(clients, "unscored") > new:
+        found |= {"headline": "Nobody is scored: no model is in use.", "detail": ""}
+    elif rule.hold_when is None:
         found |= _ranking(clients, unit, sent, following)
         cards = found["cards"]
     elif all(c.get("avoided") is None for c in clients):
@@ -103,6 +110,12 @@ def answer(decided: Mapping[str, Any], rule: Rule, exposure: str | None = "send"
             note = f"drawn from the {human(held + explored)} that the rule would hold"
             cards.append({"value": human(explored), "label": "sent to keep learning", "note": note})
     return {**found, "cards": cards, "rows": [_client_row(n, c, rule) for n, c in decided.items()]}
+
+
+def _too_new(client: Mapping[str, Any]) -> float:
+    """Of the unscored, those who have too little history; the others have no model."""
+    unscored = float(client.get("unscored") or 0)
+    return min(float(client.get("reasons", {}).get("too_new", 0 if "reasons" in client else unscored)), unscored)
 
 
 def _ratio(parts: Iterable[Mapping[str, Any] | None]) -> float | None:
@@ -187,6 +200,7 @@ def _client_row(name: str, client: Mapping[str, Any], rule: Rule) -> dict[str, A
         "model_version": client.get("model_version") or "–",
         "as_of": str(client.get("as_of") or "–")[:16],
         "missing": client.get("missing") or [],
+        "modelled": "model_version" not in client or bool(client["model_version"]),
         "first_wave": client.get("first_wave") or {},
     }
 

@@ -27,6 +27,7 @@ Kind = Literal["none", "temperature", "isotonic"]
 MINIMUM = 200  # rows of either class; fewer say too little about a slope
 ISOTONIC = 1_000  # positive rows from which isotonic is no worse than a slope (Niculescu-Mizil and Caruana 2005)
 FOLDS = 5
+NO_MODEL = "it has no model"  # why an outcome that predicts its base rate is not calibrated
 
 
 @dataclass(frozen=True)

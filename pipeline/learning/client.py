@@ -1,7 +1,8 @@
 """One client's model, from the store to a version on disk: rows, training, hold-out, gate, registry.
 
-A client of too few positives is served by the model pooled over all clients, and so is one whose own was refused before
-it had another.
+A client of too few positives is served by the model pooled over all clients, and has none where that was refused: as
+many trainings as there are small clients would take days. One whose own was refused before it had another is served by
+the pooled model too.
 """
 
 from __future__ import annotations
@@ -19,18 +20,15 @@ from pipeline.features import table as features
 from pipeline.features.samples import HOLDOUT, TRAIN, VALIDATION, SampleRequest, describe
 from pipeline.learning.data import TrainingData, ranges, training_data
 from pipeline.learning.truth import true_probabilities
-from pipeline.options import SECOND, UNITS
+from pipeline.options import SECOND
 from pipeline.progress import Progress
 
 if TYPE_CHECKING:
     from pipeline.events.store import EventStore
     from pipeline.learning.checkpoint import Checkpoint
-    from pipeline.learning.drift import Drift
     from pipeline.learning.model import TrainedModel
     from pipeline.learning.pooled import Pool
     from pipeline.learning.rows import Rows
-
-LATEST = 7 * UNITS["d"]  # the latest decision points are those of so long before the last
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,8 @@ class ClientModel:
     """What training left: the version's name, how many decision points it saw, and metrics by outcome.
 
     ``gate``: what was found of that version, see :class:`pipeline.learning.gate.Verdict`; ``serving``: the version that
-    is in use now, None where there is none; ``pooled``: it is the model of all clients, and none was trained for this.
+    is in use now, None where there is none; ``pooled``: it is the model of all clients, and none was trained for this,
+    be it served by that or, where that was refused, by none.
     For the user to read: ``line``, the result; ``split``, where training, validation and hold-out are; ``absent``, the
     features that the log could not give.
     """
@@ -75,7 +74,7 @@ def train_client(
         client has no events of the kind that decisions are made at.
     """
     small = pool is not None and pool.wanted(client)
-    if small and pool is not None and (served := _pooled(pool, client, models)):
+    if small and pool is not None and (served := _small(pool, client, models)):
         return served
     try:
         data = training_data(store, client, config, backend, as_of, rollups)
@@ -85,7 +84,7 @@ def train_client(
         raise
     if pool is not None and not small and pool.too_few(_positives(data, config)):
         small = True
-        if served := _pooled(pool, client, models):
+        if served := _small(pool, client, models):
             return served
     own = _train_own(store, client, config, backend, as_of, models, rollups, data)
     if own.serving is None and pool is not None and not small and (served := _pooled(pool, client, models)):
@@ -103,7 +102,7 @@ def _train_own(
     rollups: Path | None,
     data: TrainingData,
 ) -> ClientModel:
-    from pipeline.learning import gate, registry
+    from pipeline.learning import drift, gate, registry
     from pipeline.learning import models as networks
     from pipeline.learning.baselines import baselines
     from pipeline.learning.champion import champion_of
@@ -140,6 +139,7 @@ def _train_own(
         truth=_truth(config, client, model, table, holdout, backend),
         references=None if ideal is None else {"ideal": ideal},
         notes=model.notes,
+        calibration=model.calibration,
         cluster=backend.to_host(subscribers[holdout.index]),
         seed=config.model.seed,
     )
@@ -155,7 +155,7 @@ def _train_own(
         metrics,
         gate.Holdout.of(p, holdout, table),
         champion,
-        _drifts(table, backend, config.model.seed),
+        drift.of_table(table, backend.to_host(subscribers), seed=config.model.seed),
         config.model.seed,
     )
     gate.set_aside(model, verdict, metrics)
@@ -187,12 +187,29 @@ def _train_own(
     return ClientModel(version, data.points, metrics, line, split, absent, verdict.to_dict(), serving)
 
 
-def _pooled(pool: Pool, client: str, models: Path) -> ClientModel | None:
-    """The client served by the pooled model; None where that may not be used, or is bad for this client."""
+def _small(pool: Pool, client: str, models: Path) -> ClientModel | None:
+    """A client of too few positives; None where the pooled model is bad for it, or there is nothing to learn from."""
     from pipeline.learning import registry
 
     found = pool.result
-    if found is None or found.version is None or not pool.helps:
+    if found is None or found.version is not None:
+        return _pooled(pool, client, models, whole=False)
+    rows, metrics, _ = pool.measure(client)
+    line = "no model: too few positives for one of its own, and the pooled model is refused"
+    serving = registry.current(models, client)
+    return ClientModel(f"{registry.POOLED}/{found.trained}", rows, metrics, line, serving=serving, pooled=True)
+
+
+def _pooled(pool: Pool, client: str, models: Path, whole: bool = True) -> ClientModel | None:
+    """The client served by the pooled model; None where that may not be used, or is bad for this client.
+
+    Args:
+        whole: not where it has no model of what the rule turns on. A small client's own would have none either.
+    """
+    from pipeline.learning import registry
+
+    found = pool.result
+    if found is None or found.version is None or (whole and not pool.helps):
         return None
     rows, metrics, wrong = pool.measure(client)
     if wrong:
@@ -218,22 +235,6 @@ def _positives(data: TrainingData, config: Config) -> dict[str, int]:
     chosen = data.table.split == TRAIN
     y, mask = data.table.y[chosen], data.table.mask[chosen]
     return {name: int(((y[:, h] > 0) & (mask[:, h] > 0)).sum()) for h, name in enumerate(config.outcomes)}
-
-
-def _drifts(table: features.FeatureTable, backend: Backend, seed: int) -> list[Drift]:
-    """How far the features of the latest decision points are from those of training, see ``drift.py``."""
-    from pipeline.learning.drift import ROWS, Sample, drifts
-
-    at = backend.to_host(backend.column(table.keys["at"].astype("datetime64[us]"))).astype(np.int64)
-    key = backend.to_host(backend.column(table.keys["subscriber_key"]))
-    split = backend.to_host(table.split)
-    rng = np.random.default_rng(seed)
-    samples = []
-    for chosen in (split == TRAIN, (split == HOLDOUT) & (at >= at.max() - LATEST)):
-        index = np.flatnonzero(chosen)
-        index = np.sort(rng.choice(index, ROWS, replace=False)) if len(index) > ROWS else index
-        samples.append(Sample(backend.to_host(table.X[backend.asarray(index)]), at[index], key[index]))
-    return drifts(samples[0], samples[1], table.spec, int(at.min()))
 
 
 def _truth(

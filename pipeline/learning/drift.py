@@ -8,15 +8,21 @@ looked at, is taken off before the threshold; n and m count subscribers, because
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 
+from pipeline.backend import backend_of
+from pipeline.features.samples import HOLDOUT, TRAIN
 from pipeline.features.spec import Feature, FeatureSpec
+from pipeline.features.table import FeatureTable
+from pipeline.options import UNITS
 
 BINS = 10
 ROWS = 50_000  # of each side; more change no share by as much as a hundredth
+LATEST = 7 * UNITS["d"]  # the latest decision points are those of so long before the last
 CHANCE = 0.001  # of calling any feature of an unchanged population drifted
 
 
@@ -35,8 +41,7 @@ class Drift:
 
 @dataclass(frozen=True)
 class Sample:
-    """Some decision points on the host. ``X``: float32[n, F]; ``at``: int64[n], microseconds UTC; ``subscriber``:
-    int64[n]."""
+    """Decision points on the host. ``X``: float32[n, F]; ``at``: int64[n], microseconds; ``subscriber``: int64[n]."""
 
     X: np.ndarray
     at: np.ndarray
@@ -67,6 +72,32 @@ def reach(feature: Feature, cap: int) -> int | None:
     return feature.window
 
 
+def of_table(
+    table: FeatureTable, subscriber: np.ndarray, logs: Iterable[slice] = (slice(None),), seed: int = 0
+) -> list[Drift]:
+    """How far the features of the latest decision points are from those of training.
+
+    Args:
+        subscriber: int64[n], whose each row is, no two of them alike in two logs.
+        logs: the rows of each client; every log has a beginning and an end of its own.
+        seed: of the rows that are looked at, where there are more than ROWS.
+    """
+    backend = backend_of(table.X)
+    since = backend.to_host(backend.column(table.keys["at"].astype("datetime64[us]"))).astype(np.int64)
+    split, late = backend.to_host(table.split), np.zeros(len(table), dtype=bool)
+    for rows in logs:
+        mine = since[rows]
+        if len(mine):
+            late[rows], since[rows] = mine >= mine.max() - LATEST, mine - mine.min()
+    rng, samples = np.random.default_rng(seed), []
+    for chosen in (split == TRAIN, (split == HOLDOUT) & late):
+        index = np.flatnonzero(chosen)
+        index = np.sort(rng.choice(index, ROWS, replace=False)) if len(index) > ROWS else index
+        samples.append(Sample(backend.to_host(table.X[backend.asarray(index)]), since[index], subscriber[index]))
+    train, latest = samples
+    return drifts(train, latest, table.spec, 0)
+
+
 def drifts(train: Sample, latest: Sample, spec: FeatureSpec, first: int) -> list[Drift]:
     """Every feature that can be judged, the most drifted first.
 
@@ -74,7 +105,7 @@ def drifts(train: Sample, latest: Sample, spec: FeatureSpec, first: int) -> list
     beginning is in its window, and rows there are others. One that no training row could is not judged.
 
     Args:
-        first: when the log begins, microseconds UTC.
+        first: when the log begins, in microseconds as ``at`` of the samples.
     """
     if not len(latest.X):
         return []

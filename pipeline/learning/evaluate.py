@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.backend import Array, backend_of
 from pipeline.errors import DataError
+from pipeline.learning.calibration import NO_MODEL, Calibration
 from pipeline.learning.intervals import Amounts, Probabilities, Resamples, intervals
 from pipeline.learning.metrics import binary_metrics, value_metrics
 from pipeline.learning.reliability import reliability
@@ -36,6 +37,7 @@ def evaluate(
     truth: Array | None = None,
     references: Mapping[str, Array] | None = None,
     notes: Mapping[str, str] | None = None,
+    calibration: Mapping[str, Calibration] | None = None,
     cluster: np.ndarray | None = None,
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
@@ -49,7 +51,7 @@ def evaluate(
         baselines: name -> float[n, H], other predictions to stand beside.
         truth: float[n, H], the true probabilities of a simulated log; NaN where unknown, and in heads without one.
         references: name -> float[n, H], further scores beside "truth", e.g. {"ideal": ...}; NaN as in ``truth``.
-        notes: head name -> why it has no model.
+        notes: head name -> why it has no model. calibration: head name -> what was done to its probability.
         cluster: [n], each row's subscriber: rows that depend on each other. Every row by itself where None.
         seed: of the intervals, which are those of intervals.py, for every score.
     Returns: {head: metrics as in metrics.json}, strict JSON: a number that is not defined is None, never NaN.
@@ -75,8 +77,17 @@ def evaluate(
         metrics |= {name: measured for name, measured in brief.items() if measured["scored"]}
         if notes and head.name in notes:
             metrics["note"] = notes[head.name]
+        if calibration is not None:
+            done = calibration.get(head.name) or Calibration(reason=_uncalibrated(head, notes or {}))
+            metrics["calibration"] = {"kind": done.kind, "reason": done.reason}
         results[head.name] = metrics
     return results
+
+
+def _uncalibrated(head: Any, notes: Mapping[str, str]) -> str:
+    if head.kind == "value":
+        return "an amount is not calibrated"
+    return NO_MODEL if head.name in notes else "no validation rows"
 
 
 class _Column:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.backend import backend_of
+from pipeline.learning.calibration import NO_MODEL
 from pipeline.learning.drift import Drift
 from pipeline.learning.metrics import EPSILON
 from pipeline.options import Gate
@@ -235,3 +236,5 @@ def set_aside(model: Any, verdict: Verdict, metrics: dict[str, Any]) -> None:
             label.learned = False
             label.note = f"no model for {head.name}, its base rate is used: {verdict.set_aside[head.name]}"
             metrics[head.name]["note"] = label.note
+            if "calibration" in metrics[head.name]:
+                metrics[head.name]["calibration"] = {"kind": "none", "reason": NO_MODEL}

@@ -27,7 +27,7 @@ from pipeline.features.preparation import context_of
 from pipeline.features.samples import HOLDOUT, TRAIN, VALIDATION, SampleRequest
 from pipeline.features.spec import FeatureSpec
 from pipeline.features.trailing import Counts
-from pipeline.learning import gate, registry
+from pipeline.learning import drift, gate, registry
 from pipeline.progress import Progress
 
 if TYPE_CHECKING:
@@ -123,6 +123,7 @@ class Pool:
             budgets=self.config.decide.budgets,
             baselines={"base_rate": np.tile(rate, (int(late.sum()), 1))},
             notes=found.model.notes,
+            calibration=found.model.calibration,
         )
         wrong = []
         for head in found.model.heads:
@@ -214,18 +215,27 @@ class Pool:
         y, mask, weight = (np.asarray(self.backend.to_host(holdout.take(n))) for n in ("y", "mask", "weight"))
         beside = baselines(model, rows, holdout, config.model.seed)
         metrics = evaluate(
-            p[index], y, mask, weight, model.heads, budgets=config.decide.budgets, baselines=beside, notes=model.notes
+            p[index],
+            y,
+            mask,
+            weight,
+            model.heads,
+            budgets=config.decide.budgets,
+            baselines=beside,
+            notes=model.notes,
+            calibration=model.calibration,
         )
-        subscriber = whose(table, slices)[index]
+        subscriber = whose(table, slices)
         champion = self._champion(table, holdout)
         verdict = gate.judge(
             config.gate,
             model.heads,
             model.notes,
             metrics,
-            gate.Holdout(p[index].astype(np.float64), y, mask, weight, subscriber),
+            gate.Holdout(p[index].astype(np.float64), y, mask, weight, subscriber[index]),
             champion,
-            seed=config.model.seed,
+            drift.of_table(table, subscriber, slices.values(), config.model.seed),
+            config.model.seed,
         )
         gate.set_aside(model, verdict, metrics)
         for h in (h for h, label in enumerate(model.labels) if not label.learned):

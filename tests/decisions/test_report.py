@@ -283,3 +283,21 @@ def test_a_refused_pooled_model_is_named(email: Path) -> None:
     text = Page(report.render(report.ReportInput(given.config, metrics))).text
     assert f"The new pooled model {NEW} is refused. @pooled/{OLD} keeps serving." in text
     assert text.count("is refused") == 1
+
+
+def test_those_without_a_model_are_not_called_too_new() -> None:
+    rule = Rule("unsubscribe", 20.0, {"click": 1.0}, minimum_events=3)
+    none = {"rows": 9, "eligible": 0, "unscored": 9, "reasons": {"no_model": 7, "too_new": 2}, "model_version": ""}
+    found = sections.answer({"acme": none}, rule)
+    assert found is not None
+    assert found["headline"] == "Nobody is scored: no model is in use."
+    too_new, left = "2 are too new to score and left to your usual practice", "are left to your usual practice"
+    assert found["aside"] == f"{too_new} and 7 have no model and {left}."
+    assert not found["rows"][0]["modelled"]
+    # Of somebody who is sent to, no_model says only that the rule had nothing to hold by.
+    some = {"rows": 9, "eligible": 7, "sent": 7, "unscored": 2, "reasons": {"no_model": 7, "too_new": 2}}
+    found = sections.answer({"acme": {**some, "model_version": "1"}}, rule)
+    assert found is not None
+    assert found["headline"] == "Nobody is held: there are too few unsubscribes to learn from."
+    assert found["aside"] == "2 are too new to score and left to your usual practice."
+    assert found["rows"][0]["modelled"]

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy.stats import chi2
 
+from pipeline.backend import Backend
 from pipeline.config import Config
+from pipeline.features.samples import HOLDOUT, TRAIN
 from pipeline.features.spec import FeatureSpec
-from pipeline.learning.drift import Drift, Sample, chi_square, drifts, psi, reach
+from pipeline.features.table import FeatureTable
+from pipeline.learning.drift import Drift, Sample, chi_square, drifts, of_table, psi, reach
 from pipeline.options import UNITS
 
 DAY = UNITS["d"]
@@ -94,3 +100,52 @@ def test_nothing_to_compare() -> None:
     assert drifts(sample(10, 1), none, SPEC, 0) == []
     assert drifts(none, sample(10, 1), SPEC, 0) == []
     assert Drift("a", 0.1, 0.2).beyond_noise == 0.0
+
+
+def table_of(backend: Backend, *logs: dict[str, Any]) -> tuple[FeatureTable, np.ndarray, list[slice]]:
+    """Logs one after the other: ``days`` from ``since``, the last 14 of them held out; whose each row is; and where."""
+    X, at, split, stops = [], [], [], [0]
+    for log in logs:
+        some = sample(log["n"], log["seed"], log.get("shift", 0.0), log["since"] * DAY, log["days"])
+        late = some.at >= (log["since"] + log["days"] - 14) * DAY
+        some.X[late & (some.at >= some.at.max() - 7 * DAY), 0] += log.get("lately", 0)
+        X.append(some.X)
+        at.append(some.at)
+        split.append(np.where(late, HOLDOUT, TRAIN).astype(np.int8))
+        stops.append(stops[-1] + len(late))
+    matrix = backend.empty_aligned((stops[-1], 2), np.float32)
+    matrix[...] = backend.asarray(np.concatenate(X))
+    who, when = (backend.asarray(a) for a in (np.arange(stops[-1]), np.concatenate(at)))
+    keys = backend.frame({"subscriber_key": who, "at": when}, times=("at",))
+    empty = backend.asarray(np.zeros((stops[-1], 0), np.float32))
+    parted = backend.asarray(np.concatenate(split))
+    table = FeatureTable(SPEC, matrix, empty, empty, backend.asarray(np.ones(stops[-1], np.float32)), parted, keys, {})
+    return table, np.arange(stops[-1]), [slice(a, b) for a, b in pairwise(stops)]
+
+
+def test_every_log_of_a_table_begins_and_ends_at_its_own_time(backend: Backend) -> None:
+    first, second = {"n": 6000, "seed": 1, "since": 0, "days": 90}, {"n": 4000, "seed": 2, "since": 60, "days": 70}
+    table, whose, logs = table_of(backend, first, second)
+    X, at, split = (backend.to_host(a) for a in (table.X, backend.column(table.keys["at"]), table.split))
+    at = at.astype("datetime64[us]").astype(np.int64)
+    train, latest = [], []
+    for rows in logs:  # row by row, as one would write it down
+        begin, end = at[rows].min(), at[rows].max()
+        train += [i for i in range(rows.start, rows.stop) if split[i] == TRAIN and at[i] >= begin + 30 * DAY]
+        latest += [i for i in range(rows.start, rows.stop) if split[i] == HOLDOUT and at[i] >= end - 7 * DAY]
+    found = {d.name: d for d in of_table(table, whose, logs)}
+    value, _ = psi(X[train, 1], X[latest, 1])
+    assert found["open_30d"].psi == pytest.approx(value, rel=1e-12)
+    assert found["open_30d"].noise == pytest.approx(
+        chi_square(1 - 0.001 / 2, 9) * (1 / len(train) + 1 / len(latest)), rel=0.5
+    )
+    assert found["open_30d"].psi != pytest.approx({d.name: d.psi for d in of_table(table, whose)}["open_30d"], rel=1e-6)
+
+
+def test_a_log_that_ended_before_the_others_is_looked_at_too(backend: Backend) -> None:
+    early, late = {"n": 4000, "seed": 1, "since": 0, "days": 60}, {"n": 4000, "seed": 2, "since": 60, "days": 60}
+    table, whose, logs = table_of(backend, {**early, "lately": 5}, late)
+    assert {d.name: d.beyond_noise for d in of_table(table, whose, logs)}["open_1d"] > 0.25
+    assert {d.name: d.beyond_noise for d in of_table(table, whose)}["open_1d"] < 0.1
+    table, whose, logs = table_of(backend, early, late)
+    assert max(d.beyond_noise for d in of_table(table, whose, logs)) < 0.02

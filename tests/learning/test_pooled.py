@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -26,6 +27,9 @@ from tests.learning.logs import open_log
 TINY = {f"tiny {i:03d}": 6 for i in range(120)}
 BIG = {"big": 120}
 NEW = {"new": 12, "new and keen": 12}
+
+
+REFUSING: dict[str, Any] = {"gate": {"entropy": 0.1}}
 
 
 def context_of(store: EventStore, config: Config) -> Any:
@@ -75,7 +79,10 @@ def test_hundreds_of_tiny_clients_are_one_training(trained: dict[str, Any]) -> N
     assert serving["big"] == registry.versions(trained["models"], "big")[0]
     assert trained["result"]["gate"].keys() == {"big"}
     assert trained["result"]["pooled"]["clients"] == len(TINY) + 3
-    assert trained["result"]["pooled"]["gate"]["accepted"]
+    verdict = trained["result"]["pooled"]["gate"]
+    assert verdict["accepted"]
+    assert verdict["drift"]["judged"] > 5
+    assert verdict["drift"]["drifted"] == {}
     assert "122 clients with the pooled model" in trained["line"]
     assert registry.intact(trained["models"], [*TINY, "big", *NEW])
 
@@ -132,6 +139,76 @@ def test_tiny_clients_would_do_worse_with_models_of_their_own(trained: dict[str,
         assert served["rows"] == found.metrics["open"]["rows"]
         pooled += served["rows"] * served["log_loss"]
     assert pooled < own
+
+
+def test_metrics_say_what_was_done_to_probabilities(trained: dict[str, Any]) -> None:
+    for client, version in (("tiny 000", None), ("big", registry.versions(trained["models"], "big")[0])):
+        version = version or trained["result"]["serving"][client]
+        model, _, _ = registry.load_version(trained["models"], client, version)
+        done = model.calibration["open"]
+        assert trained["result"]["models"][client]["open"]["calibration"] == {"kind": done.kind, "reason": done.reason}
+        assert done.reason
+    assert "calibration" in trained["result"]["pooled"]["metrics"]["open"]
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Small clients whose first pooled model is refused; and what happens after that."""
+    small = {f"small {i}": 8 for i in range(25)}
+    store, config = open_log(tmp_path_factory.mktemp("refused"), small)
+    strict = config.model_copy(update={"gate": config.gate.model_copy(update=REFUSING["gate"])})
+    found: dict[str, Any] = {"clients": list(small), "models": config.run_dir / "models"}
+    for name, settings in (("first", strict), ("accepted", config), ("second", strict)):
+        here = context_of(store, settings)
+        own = mock.Mock()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(selection, "train", own)
+            line, _, result = training.train(here)
+        here.run.record("train", "key", result, {})
+        stages._decide(here)
+        warnings, number = training.refusals(here)
+        rows = read(str(here.run.path / "decisions"))
+        found[name] = {
+            "result": result,
+            "line": line,
+            "own": own.call_count,
+            "rows": rows,
+            "warnings": warnings,
+            "n": number,
+        }
+    return found
+
+
+def test_small_clients_have_no_model_where_the_pooled_one_is_refused(refused: dict[str, Any]) -> None:
+    first, clients = refused["first"], refused["clients"]
+    assert first["own"] == 0  # or as many trainings as there are clients
+    assert first["result"]["serving"] == dict.fromkeys(clients)
+    assert set(first["result"]["untrained"]) == set(clients)
+    assert "the pooled model is refused" in first["result"]["untrained"][clients[0]]
+    assert first["line"].endswith("no model for 25 clients")
+    assert first["n"] == 1
+    (warning,) = first["warnings"]
+    assert warning.endswith("Nobody is in its place: its subscribers are unscored")
+    assert len(first["rows"]) == 25 * 8
+    assert set(first["rows"]["action"]) == {"unscored"}
+    assert set(first["rows"]["reason"]) == {"no_model"}
+    # The numbers that it was refused for stay to be seen.
+    assert first["result"]["models"][clients[0]]["open"]["rows"] > 10
+
+
+def test_the_predecessor_of_a_refused_pooled_model_keeps_serving(refused: dict[str, Any]) -> None:
+    accepted, second, clients = refused["accepted"], refused["second"], refused["clients"]
+    assert accepted["n"] == 0
+    (version,) = set(accepted["result"]["serving"].values())
+    assert version.startswith("@pooled/")
+    assert accepted["result"]["untrained"] == {}
+    assert accepted["line"].endswith("25 clients with the pooled model")
+    assert second["result"]["serving"] == dict.fromkeys(clients, version)
+    assert second["result"]["untrained"] == {}
+    assert second["n"] == 1
+    assert second["warnings"][0].endswith(f"{version.removeprefix('@pooled/')} keeps serving")
+    assert set(second["rows"]["action"]) == {"send"}
+    assert second["own"] == 0
 
 
 def test_features_are_no_client_s_own(trained: dict[str, Any]) -> None:
