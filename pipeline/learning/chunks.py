@@ -20,7 +20,7 @@ from pipeline.errors import ModelError
 from pipeline.learning.labels import Label, Tally
 from pipeline.learning.models import Head
 from pipeline.learning.normalisation import Moments, moments
-from pipeline.learning.rows import Rows, Table, as_rows
+from pipeline.learning.rows import Rows, Table, as_rows, checksum
 
 VALIDATION_SHARE = 10  # without validation rows, one in this many of the training rows is taken
 
@@ -70,7 +70,8 @@ class Survey:
     """What is known of all training rows before the first step.
 
     ``sizes``: rows of each chunk. ``labels``: of each head. ``weight``: float64[H], of each head's known rows.
-    ``plain``, ``squashed``: the features' moments, and those of their logarithms.
+    ``plain``, ``squashed``: the features' moments, and those of their logarithms. ``contents``: each chunk's checksum
+    of its sequences, see rows.py.
     """
 
     sizes: tuple[int, ...]
@@ -78,6 +79,7 @@ class Survey:
     weight: np.ndarray
     plain: Moments
     squashed: Moments
+    contents: tuple[int, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -96,11 +98,12 @@ def survey(chunks: Chunks, heads: Sequence[Head], minimum_positives: int) -> Sur
     Raises:
         ModelError: no rows at all, or another number of heads than columns of y.
     """
-    sizes, tallies, plain, squashed = [], [], [], []
+    sizes, tallies, plain, squashed, contents = [], [], [], [], []
     for rows in chunks:
         if len(heads) != rows.y.shape[1]:
             raise ModelError(f"{len(heads)} heads for {rows.y.shape[1]} columns of y; give one head per column")
         sizes.append(len(rows))
+        contents.append(checksum(rows))
         if not len(rows):
             continue
         tallies.append([Tally.of(rows, h, head) for h, head in enumerate(heads)])
@@ -114,4 +117,4 @@ def survey(chunks: Chunks, heads: Sequence[Head], minimum_positives: int) -> Sur
     whole = [reduce(add, each) for each in zip(*tallies, strict=True)]
     labels = [tally.label(head, minimum_positives) for tally, head in zip(whole, heads, strict=True)]
     weight = np.array([tally.weight for tally in whole])
-    return Survey(tuple(sizes), labels, weight, reduce(add, plain), reduce(add, squashed))
+    return Survey(tuple(sizes), labels, weight, reduce(add, plain), reduce(add, squashed), tuple(contents))

@@ -6,8 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+import numpy as np
+
 from pipeline.backend import Array, backend_of
 from pipeline.errors import DataError, ModelError
+from pipeline.features.kernels import hash64
+
+BLOCK = 65_536  # rows at once, to bound the memory
 
 
 class Table(Protocol):
@@ -85,6 +90,26 @@ def concat(parts: Sequence[Rows]) -> Rows:
     sequences = {name: joined([part.sequences[name] for part in parts]) for name in parts[0].sequences}
     X, y, mask, weight = (joined([getattr(part, name) for part in parts]) for name in ("X", "y", "mask", "weight"))
     return Rows(X, y, mask, weight, None, sequences)
+
+
+def checksum(rows: Rows) -> int:
+    """What the chosen rows' sequences hold, in their order, as one number below 2^64; 0 where there are none.
+
+    Integers that wrap, so it is the same on both backends: a row's elements are added up, each times an odd number of
+    its place (Dietzfelbinger 1996), and the rows by the hash of that sum and the row's number.
+    """
+    backend, total = backend_of(rows.X), 0
+    xp = backend.xp
+    for salt, (name, array) in enumerate(sorted(rows.sequences.items())):
+        bits = array.view(f"u{array.dtype.itemsize}")
+        draw = np.random.default_rng([salt, *name.encode()])
+        factors = backend.asarray(draw.integers(1 << 64, size=array.shape[1], dtype=np.uint64) | np.uint64(1))
+        for start in range(0, len(rows), BLOCK):
+            stop = min(start + BLOCK, len(rows))
+            some = bits[start:stop] if rows.index is None else bits[rows.index[start:stop]]
+            sums = (some.astype(xp.uint64) * factors).sum(axis=1)
+            total += int(hash64(xp, salt, xp.arange(start, stop).astype(xp.uint64), sums).sum())
+    return total % (1 << 64)
 
 
 def needed(sequences: Mapping[str, Array] | None, names: tuple[str, ...]) -> dict[str, Array]:

@@ -25,7 +25,7 @@ from pipeline.learning.compiled import epoch_of, losses_of, validation_of
 from pipeline.learning.labels import base_loss
 from pipeline.learning.model import TrainedModel
 from pipeline.learning.resident import Resident, resident
-from pipeline.learning.rows import Rows
+from pipeline.learning.rows import Rows, checksum
 from pipeline.learning.tensors import keras, permutation, tf
 
 SMALLEST_BATCH = 256  # a batch is at most a twentieth of the rows, but not smaller than this
@@ -76,6 +76,7 @@ class Trainer:
         taught = np.array([base_loss(head, label.taught) for head, label in pairs])
         more = np.array([1 + label.rate * (label.positive_weight - 1) for label in model.labels])
         self.valid = resident(model.network, valid, model.value_scale)
+        self.contents = [*found.contents, checksum(valid)] if model.network.inputs else []
         # Per row, so that the mean over a batch is unbiased whatever rows it drew; unlearned heads weigh nothing.
         learned = np.array([label.learned for label in model.labels])
         with np.errstate(divide="ignore"):
@@ -239,6 +240,7 @@ class Trainer:
             "labels": [asdict(label) for label in self.model.labels],
             "settings": self.settings.model_dump(mode="json"),
             "rows": [list(self.sizes), len(self.valid), self.valid.totals.tolist()],
+            "sequences": self.contents,
             "normalisation": hashlib.sha256(b"".join(w.numpy().tobytes() for w in normalise)).hexdigest(),
             "optimizer": str({**self.optimizer.get_config(), "name": type(self.optimizer).__name__}),
             "loss": self.loss_name,

@@ -14,6 +14,7 @@ import pytest
 
 from pipeline.backend import PANDAS
 from pipeline.errors import ModelError
+from pipeline.learning import models
 from pipeline.learning.checkpoint import Checkpoint
 from pipeline.learning.chunks import Chunks
 from pipeline.learning.models import Head
@@ -21,6 +22,8 @@ from pipeline.learning.tensors import keras
 from pipeline.learning.train import train
 from pipeline.options import Model
 from tests.learning.data import planted, rows_of
+from tests.learning.test_sequence_inputs import counting
+from tests.learning.test_sequence_inputs import table as sequence_table
 
 HEADS = (Head("a"), Head("b"))
 SETTINGS = Model(hidden=[16], dropout=0.2, batch_size=256, epochs=8, patience=8, minimum_positives=5)
@@ -124,3 +127,37 @@ def test_what_is_written_aside_is_not_seen(tmp_path: Path) -> None:
     assert loaded[1]["epoch"] == 2
     assert not kept.due()
     assert Checkpoint(tmp_path / "none").load({}) is None
+
+
+@pytest.mark.parametrize("way", ["rows", "chunks"])
+@pytest.mark.parametrize("change", ["none", "one element", "rows change places", "of the validation rows"])
+def test_one_of_other_sequences_is_refused(
+    way: str, change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "build", counting)
+    rows, valid = (sequence_table(PANDAS, n, seed)[0] for n, seed in ((1_200, 0), (400, 1)))
+    path = tmp_path / "unfinished"
+
+    def learn(*callbacks: Any) -> Any:
+        some: Any = rows
+        if way == "chunks":
+            some = Chunks(3, lambda i: rows.chosen(np.arange(i, len(rows), 3)))
+        return train(some, valid, HEADS, SETTINGS, callbacks=callbacks, checkpoint=Checkpoint(path))
+
+    class Failing(keras.callbacks.Callback):  # type: ignore[misc]
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            if epoch == 3:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learn(Failing())
+    campaign = (valid if change == "of the validation rows" else rows).sequences["campaign"]
+    if change == "rows change places":  # nothing that is summed up would tell
+        campaign[[300, 303]] = campaign[[303, 300]]
+    elif change != "none":
+        campaign[7, 2] += 1
+    if change == "none":
+        assert len(learn().history) == 8
+    else:
+        with pytest.raises(ModelError, match="belongs to another training"):
+            learn()
