@@ -16,9 +16,8 @@ from pipeline.backend import Array
 from pipeline.features.calendar import local_time
 from pipeline.features.kernels import prefix_count
 from pipeline.features.partition import NEVER, Partition
+from pipeline.features.similarity import EVER
 from pipeline.features.spec import DAY, SMOOTH_HITS, SMOOTH_TRIALS, FeatureSpec
-
-EVER = 1 << 60  # microseconds: a window that reaches back to any first event
 
 
 class Subset:
@@ -56,7 +55,7 @@ class Rows:
 
     def __init__(self, part: Partition, spec: FeatureSpec, timezone: str) -> None:
         self.part, self.spec, self.timezone = part, spec, timezone
-        counted = [f.window for f in spec.features if f.op in ("count", "rate", "match")]
+        counted = [f.window for f in spec.features if f.op in ("count", "rate")]
         self.counted = [*spec.windows, *([EVER] if None in counted else [])]
         own = {f.window for f in spec.features if f.op not in ("count", "rate", "context")}
         self.reaches = sorted({0, *(w for w in own if w is not None)})

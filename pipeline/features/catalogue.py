@@ -10,6 +10,7 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.features.families import WEIGHT
 from pipeline.features.sequences import MASKED
+from pipeline.features.similarity import over
 from pipeline.features.spec import (
     BOUNCES,
     ENDINGS,
@@ -307,30 +308,23 @@ def _match(log: _Log) -> list[Feature] | str:
         return "match: the log has no campaigns (source.columns.campaign)"
     if not log.decided:
         return "match: decisions are made every so often (at.every), which is about no campaign"
-    one, made = log.exposure, []
-    of = "of campaigns of the family (the name without numbers) of at's campaign"
-    unknown = f"where that is not known, as in {MASKED:.0%} of training rows, by hash"
-    below = one if not log.bounces else f"({one} - {' - '.join(log.bounces)})"
-    answers = [*log.rated, *(k for k in ("delete",) if k in log.kinds and k not in log.rated)]
-    for window in dict.fromkeys([max(log.finite), log.windows[-1]]):
-        for kind in (one or "", *answers):
-            definition = f"{kind} events {of} in {span(window)}; 0 {unknown}"
-            made.append(_of_family(kind, "", definition, "events", window, "count"))
-        for kind in log.rated:
-            own = f"{kind}_rate_{label(window)}"
-            definition = (
-                f"({kind} + {WEIGHT:g} {own}) / ({below} + {WEIGHT:g}), each counted {of} in {span(window)}; {own} "
-                f"{unknown}"
-            )
-            made.append(_of_family(kind, "_rate", definition, "1", window, "rate"))
-            rate = f"family_{kind}_rate_{label(window)}"
-            definition = f"({rate} - {own}) / ({rate} + {own}), the hyperbolic tangent of half their log-ratio"
-            made.append(_of_family(kind, "_lift", definition, "1", window, "lift"))
+    one, window = log.exposure or "", log.windows[-1]  # what people like changes slowly
+    family = "the family (the name without numbers) of at's campaign"
+    unknown = f"0 where that is not known, as in {MASKED:.0%} of training rows, by hash"
+    count = f"{one} events of campaigns of {family} in {span(window)}; {unknown}"
+    made = [Feature(f"family_{one}_{label(window)}", "match", count, "events", one, window, how="count")]
+    delivered = one if not log.bounces else f"({one} - {' - '.join(log.bounces)})"
+    for kind in log.rated:
+        before = over(kind, log.responses)
+        below = delivered if before is None else f"first {before}s"
+        definition = (
+            f"z / (e + {WEIGHT:g}), of {family} and, by their similarity s to it, of others: z the sum of s (n - r d), "
+            f"e of s^2 r d; n the {one} events' first {kind}s and d {below} of one family in {span(window)}; "
+            f"r (n + {SMOOTH_HITS:g}) / (d + {SMOOTH_TRIALS:g}) of all families; {unknown}"
+        )
+        name = f"family_{kind}_affinity_{label(window)}"
+        made.append(Feature(name, "match", definition, "1", kind, window, how="affinity"))
     return made
-
-
-def _of_family(kind: str, what: str, definition: str, unit: str, window: int | None, how: str) -> Feature:
-    return Feature(f"family_{kind}{what}_{label(window)}", "match", definition, unit, kind, window, how=how)
 
 
 _GROUPS = {

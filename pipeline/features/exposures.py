@@ -10,12 +10,13 @@ from pipeline.errors import DataError
 from pipeline.features.kernels import attribute
 
 NEVER = 1 << 62  # microseconds; after any event
+NONE = -1  # no row
 MOST = 5  # kinds of answers, so that every combination of them has a number below 64
 _LIMIT = 1 << 62
 
 
-def first_answers(part: Any, rows: Array, kinds: Sequence[str]) -> list[Array]:
-    """When each exposure was first answered by each kind, int64[m] each, microseconds UTC; NEVER where it was not.
+def answering_rows(part: Any, rows: Array, kinds: Sequence[str]) -> list[Array]:
+    """The row of the first answer of each kind to each exposure, int64[m] each; NONE where there is none.
 
     An answer belongs to the latest earlier exposure of its campaign to the same subscriber; where the log has no
     campaigns, to the subscriber's latest. Only people's events count.
@@ -23,22 +24,32 @@ def first_answers(part: Any, rows: Array, kinds: Sequence[str]) -> list[Array]:
     Args:
         part: a Partition. rows: int64[m], the exposures' rows, ascending.
     """
-    xp, group = part.xp, _groups(part)
+    xp, group, number = part.xp, _groups(part), len(kinds)
     known = xp.flatnonzero(group[rows] >= 0)
-    found = []
-    for kind in kinds:
-        first = xp.full(len(rows), NEVER, dtype=xp.int64)
-        events = xp.flatnonzero((part.human == part.code(kind)) & (group >= 0))
-        own = xp.full(len(events), -1, dtype=xp.int64)
-        target = attribute(xp, group[rows[known]], part.ts[rows[known]], group[events], part.ts[events], own)
-        there = xp.flatnonzero(target >= 0)
-        order = there[xp.argsort(target[there], kind="stable")]  # events are in order of time
-        target, ts = target[order], part.ts[events[order]]
-        if len(target):
-            begins = xp.flatnonzero(xp.concatenate([xp.ones(1, dtype=bool), target[1:] != target[:-1]]))
-            first[known[target[begins]]] = ts[begins]
-        found.append(first)
-    return found
+    found = xp.full(len(rows) * number, NONE, dtype=xp.int64)
+    events = xp.flatnonzero(part.is_any(part.human, tuple(kinds)) & (group >= 0))
+    which = xp.zeros(len(events), dtype=xp.int64)
+    for k, kind in enumerate(kinds):
+        which = xp.where(part.human[events] == part.code(kind), k, which)
+    own = xp.full(len(events), -1, dtype=xp.int64)
+    target = attribute(xp, group[rows[known]], part.ts[rows[known]], group[events], part.ts[events], own)
+    there = xp.flatnonzero(target >= 0)
+    place = known[target[there]] * number + which[there]
+    order = xp.argsort(place, kind="stable")  # events are in order of time
+    place, events = place[order], events[there[order]]
+    if len(place):
+        begins = xp.flatnonzero(xp.concatenate([xp.ones(1, dtype=bool), place[1:] != place[:-1]]))
+        found[place[begins]] = events[begins]
+    return [found[k::number] for k in range(number)]
+
+
+def first_answers(part: Any, rows: Array, kinds: Sequence[str]) -> list[Array]:
+    """When that was, int64[m] each, microseconds UTC; NEVER where there is none."""
+    xp = part.xp
+    if not part.rows:
+        return [xp.zeros(0, dtype=xp.int64) for _ in kinds]
+    found = answering_rows(part, rows, kinds)
+    return [xp.where(first == NONE, NEVER, part.ts[xp.maximum(first, 0)]) for first in found]
 
 
 def combined(xp: Any, first: Sequence[Array], exposures: Array, at: Array) -> Array:

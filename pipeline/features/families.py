@@ -1,22 +1,28 @@
 """How a subscriber has answered earlier campaigns of the family that is decided about: its name without numbers.
 
 A campaign is often sent once, so nothing is known of it when it is decided about; of "spring-sale-260412" it is known
-what the subscriber did with each earlier "spring-sale". An event belongs to the family of its own campaign. Where no
-campaign is known, as in a tenth of the training rows (those whose campaign has no context either), a subscriber is one
-who has never had a campaign of this family: counts are 0, and rates are the subscriber's own.
+what the subscriber did with each earlier "spring-sale", and with families that are like it (``similarity.py``). An
+event belongs to the family of its own campaign. Where no campaign is known, as in a tenth of the training rows (those
+whose campaign has no context either), nothing speaks for or against it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
+
 from pipeline.backend import Array
-from pipeline.errors import DataError
+from pipeline.features import similarity
 from pipeline.features.blocks import Block, Rows, Subset
 from pipeline.features.partition import Partition
 from pipeline.features.sequences import family
-from pipeline.features.spec import Feature
+from pipeline.features.similarity import Similarity
+from pipeline.features.spec import SMOOTH_HITS, SMOOTH_TRIALS, Feature
 from pipeline.features.trailing import UNKNOWN
 
-WEIGHT = 5.0  # deliveries' worth of the subscriber's own rate that a family's is smoothed with
+Count = Callable[[Block, int, "int | None"], Array]
+WEIGHT = 16.0  # expected answers' worth of no affinity that one is smoothed with
 
 
 def decided(part: Partition, row: Array | None, campaign: str | None, hidden: Array) -> Array:
@@ -26,7 +32,7 @@ def decided(part: Partition, row: Array | None, campaign: str | None, hidden: Ar
         row: int64[q], the points' own rows; None where they are no events, and then ``campaign`` is that of all.
         hidden: bool[q], the points whose campaign is taken as unknown.
     """
-    xp, codes = part.xp, _codes(part)
+    xp, codes = part.xp, similarity.families_of(part)
     if row is not None:
         return xp.where(hidden, UNKNOWN, codes[row]).astype(xp.int64)
     name = "" if campaign is None else family(campaign)
@@ -35,42 +41,101 @@ def decided(part: Partition, row: Array | None, campaign: str | None, hidden: Ar
 
 
 def match(block: Block, feature: Feature) -> Array:
-    """Events of the family in a window: how many, over deliveries of it, or that rate beside the subscriber's own."""
-    xp, spec, kind, window = block.xp, block.spec, feature.kind or "", feature.window
-    mine = _count(block, kind, window)
+    """Exposures of the family in a window, or how much more than usual they and those like them are answered."""
     if feature.how == "count":
-        return mine
-    trials = _count(block, spec.exposure or "", window)
-    for bounce in spec.bounces:
-        trials = trials - _count(block, bounce, window)
-    own = block.rate(kind, window)
-    rate = (mine + WEIGHT * own) / (xp.maximum(trials, 0) + WEIGHT)
-    return rate if feature.how == "rate" else (rate - own) / (rate + own)
+        return _of_family(block, 0, feature.window)
+    return _affinity(block, feature.kind or "", feature.window)
 
 
-def _count(block: Block, kind: str, window: int | None) -> Array:
-    """Events of a kind of each point's family in a window: int64[q]."""
+def _affinity(block: Block, kind: str, window: int | None) -> Array:
+    """Answers beyond those that the subscriber's own rate expects, over those expected, smoothed towards 0: float64[q].
+
+    The estimate of one effect from several families: least squares on the likenesses, shrunk (ridge regression).
+    """
+    spec, alike = block.spec, block.spec.similarity
+    kinds = similarity.answers(spec)
+    before = similarity.over(kind, spec.responses)
+    mine, base = kinds.index(kind) + 1, 0 if before is None else kinds.index(before) + 1
+    rate = (_all(block, mine, window) + SMOOTH_HITS) / (_delivered(block, _all, base, window) + SMOOTH_TRIALS)
+    expected = rate * _delivered(block, _of_family, base, window)
+    beyond = _of_family(block, mine, window) - expected
+    if alike is not None:
+        found, weights = _tallies(block, alike, window), _weights(block, alike)
+        for k in range(len(alike.names)):
+            usual, weight = rate * found[:, base, k], weights[:, k]
+            beyond = beyond + weight * (found[:, mine, k] - usual)
+            expected = expected + weight * weight * usual
+    return beyond / (expected + WEIGHT)
+
+
+# -- counts of one role, see similarity.roles ----------------------------------------------------------------------
+
+
+def _all(block: Block, role: int, window: int | None) -> Array:
+    """Rows of a role in a window, of any family: int64[q]."""
+    subset, _ = block.rows.keep(("role", role), lambda: _of_role(block.rows, role))
+    begin, end = block.window(subset, window)
+    return end - begin
+
+
+def _of_family(block: Block, role: int, window: int | None) -> Array:
+    """The same of each point's own family."""
     xp = block.xp
 
     def make() -> Array:
         if block.family is None:
             return xp.zeros(len(block.seg), dtype=xp.int64)
-        subset, codes, number = block.rows.keep(("family", kind), lambda: _of_families(block.rows, kind))
+        subset, codes = block.rows.keep(("role", role), lambda: _of_role(block.rows, role))
         begin, end = block.window(subset, window)
-        wanted = xp.maximum(block.family, 0)
+        number, wanted = max(len(block.part.families), 1), xp.maximum(block.family, 0)
         found = block.part.backend.aggregates.window_code_counts(xp, codes, number, begin, end, wanted)
         return xp.where(block.family == UNKNOWN, 0, found)
 
-    return block.keep(("family", kind, window), make)
+    return block.keep(("role", role, window), make)
 
 
-def _of_families(rows: Rows, kind: str) -> tuple[Subset, Array, int]:
-    part, codes = rows.part, _codes(rows.part)
-    subset = Subset(part, part.is_any(part.human, (kind,)) & (codes != UNKNOWN))
-    return subset, codes[subset.rows], max(len(part.families), 1)
+def _delivered(block: Block, count: Count, role: int, window: int | None) -> Array:
+    """Either of these, exposures less their bounces."""
+    found = count(block, role, window)
+    if role or not block.spec.bounces:
+        return found
+    return block.xp.maximum(found - count(block, len(similarity.answers(block.spec)) + 1, window), 0)
 
 
-def _codes(part: Partition) -> Array:
-    if part.family is None:
-        raise DataError("the feature group 'match' needs campaigns; map source.columns.campaign")
-    return part.family
+def _of_role(rows: Rows, role: int) -> tuple[Subset, Array]:
+    subset = Subset(rows.part, _roles(rows) == role)
+    return subset, similarity.families_of(rows.part)[subset.rows]
+
+
+def _roles(rows: Rows) -> Array:
+    return rows.keep("roles", lambda: similarity.roles(rows.part, rows.spec))
+
+
+# -- families that are alike ---------------------------------------------------------------------------------------
+
+
+def _tallies(block: Block, alike: Similarity, window: int | None) -> Array:
+    """See :func:`similarity.tallies`."""
+    part, spec, names = block.part, block.spec, alike.names
+    column, width = block.rows.keep("columns", lambda: similarity.columns(part, spec, names, _roles(block.rows)))
+    reach = similarity.EVER if window is None else window
+
+    def make() -> Array:
+        return similarity.tallies(part, column, width, len(names), block.seg, block.at, reach)
+
+    return block.keep(("tallies", window), make)
+
+
+def _weights(block: Block, alike: Similarity) -> Array:
+    """How like the point's family the others are, float64[q, K]; 0 for itself, and where that is not known."""
+    xp = block.xp
+
+    def make() -> Array:
+        if block.family is None:
+            return xp.zeros((len(block.seg), len(alike.names)))
+        table = np.array([*alike.weights, [0.0] * len(alike.names)])
+        np.fill_diagonal(table, 0.0)
+        place = similarity.positions(block.part, alike.names, block.family)
+        return xp.asarray(table)[xp.where(place == UNKNOWN, len(alike.names), place)]
+
+    return block.keep("likeness", make)

@@ -6,6 +6,7 @@ Where the backend has a compiled twin of a kernel, the twin runs; the answers ar
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,7 +112,7 @@ def partition_arrays(
     ingested: bool = False,
     providers: list[str] | None = None,
     sequences: SequenceSpec | None = None,
-    families: bool = False,
+    families: Iterable[str] | None = None,
 ) -> Partition:
     """The arrays of a canonical event frame; no copy of the key and the time.
 
@@ -119,7 +120,7 @@ def partition_arrays(
         frame: index ``subscriber_key``, columns ``ts``, ``event`` and, where asked for and there, campaign and value;
             ``ingested_at`` where asked for.
         providers: the vocabulary of ``provider``; sequences: has those of the ids; where those are asked for.
-        families: those of campaigns are asked for.
+        families: where those of campaigns are asked for: what else is numbered with them, whether or not it is here.
     Raises:
         DataError: the rows are not sorted by (subscriber_key, ts), or a column holds nulls.
     """
@@ -139,14 +140,14 @@ def partition_arrays(
         if bool(machine.any()):
             human = xp.where(machine, -1, kind)
     part = Partition(backend, vocabulary, key, ts, kind, human, starts, seg)
-    if (campaign or families) and "campaign" in frame.columns:
+    if (campaign or families is not None) and "campaign" in frame.columns:
         column = frame["campaign"].astype("category")
         categories = column.cat.categories
         names = categories.to_arrow().to_pylist() if backend.on_gpu else list(categories)
         if campaign:
             part.campaign = backend.codes(column, names)
-        if families:
-            part.families = tuple(sorted({family(name) for name in names} - {""}))
+        if families is not None:
+            part.families = tuple(sorted({*(family(name) for name in names), *families} - {""}))
             part.family = backend.codes(column, list(part.families), family)
     if value and "value" in frame.columns:
         part.value = backend.column(frame["value"])

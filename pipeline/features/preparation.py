@@ -15,12 +15,14 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.backend import Frame
+from pipeline.backend import Frame, backend_of
 from pipeline.config import Config
-from pipeline.features import rollup_table, sequences, trailing
+from pipeline.features import rollup_table, sequences, similarity, trailing
 from pipeline.features.context import Context, define, describe
+from pipeline.features.partition import partition_arrays
 from pipeline.features.samples import SampleRequest
 from pipeline.features.sequences import SequenceSpec
+from pipeline.features.similarity import Similarity
 from pipeline.features.spec import FeatureSpec
 from pipeline.features.trailing import ContextSpec, Counts
 
@@ -47,8 +49,13 @@ def specify(
     Args, Raises: as :func:`context_of` and :meth:`FeatureSpec.from_config`.
     """
     spec = FeatureSpec.from_config(config, store.kinds(client))
-    if config.sequences.length:
-        spec = _with_sequences(spec, store, client, config, request, rollup, partitions)
+    matched = any(f.op == "match" for f in spec.features)
+    if matched or config.sequences.length:
+        named = _named(store, client, request, rollup, partitions)
+        if config.sequences.length:
+            spec = _with_sequences(spec, config, named)
+        if matched:
+            spec = replace(spec, similarity=_similarity(spec, store, client, request, named["campaign"]))
     wanted = define(config, spec)
     if wanted is None:
         return spec, None
@@ -58,17 +65,9 @@ def specify(
     return spec, Context.of(spec.context, counts, request.as_of, request.timezone)
 
 
-def _with_sequences(
-    spec: FeatureSpec,
-    store: Any,
-    client: str,
-    config: Config,
-    request: SampleRequest,
-    rollup: pd.DataFrame | None,
-    partitions: int | None,
-) -> FeatureSpec:
+def _with_sequences(spec: FeatureSpec, config: Config, counts: dict[str, dict[str, int]]) -> FeatureSpec:
+    """Args: counts: see :func:`_named`."""
     settings = config.sequences
-    counts = _named(store, client, request, rollup, partitions)
     families = sequences.frequent(sequences.by_family(counts["campaign"]), settings.families)
     campaigns = sequences.frequent(counts["campaign"], settings.campaigns)
     providers = sequences.frequent(counts["provider"], sequences.PROVIDERS)
@@ -77,6 +76,25 @@ def _with_sequences(
     lacking = "campaigns in sequences: the log has none before the validation (source.columns.campaign)"
     absent = (lacking,) if settings.campaigns and not campaigns else ()
     return replace(spec, sequences=made, absent=(*spec.absent, *absent))
+
+
+def _similarity(
+    spec: FeatureSpec, store: Any, client: str, request: SampleRequest, campaigns: dict[str, int]
+) -> Similarity | None:
+    """How alike the most frequent families are, from what training learns from; None where that is not to be told.
+
+    Args:
+        campaigns: events of each, see :func:`_named`.
+    """
+    families = sequences.frequent(sequences.by_family(campaigns), similarity.FAMILIES)
+    if len(families) < 2:
+        return None
+    wanted = ("ts", "event", "campaign", *(() if request.machines else ("machine",)))
+    asked = (client, None, request.as_of, [c for c in store.columns if c in wanted])
+    ranges = -(-store.plan(*asked, 1, request.known_by).rows // similarity.EVENTS)
+    events = store.read_range(store.plan(*asked, ranges, request.known_by), 0)
+    part = partition_arrays(events, list(spec.kinds), backend_of(events), campaign=True, value=False, families=())
+    return similarity.learn(similarity.sums(part, spec, families, request.bounds()["train_end"]), families)
 
 
 def _named(

@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.config import Config
 from pipeline.errors import ConfigError, ModelError, did_you_mean
 from pipeline.features.sequences import SequenceSpec
+from pipeline.features.similarity import Similarity
 from pipeline.features.trailing import ContextSpec
 from pipeline.options import format_duration
 
@@ -59,7 +60,7 @@ class FeatureSpec:
     a streak counts; ``bounces``: kinds subtracted from the denominator; ``responses``: kinds that end a streak;
     ``acts``: what a subscriber does, for active days; ``cap``: recencies are at most this, microseconds; ``absent``:
     what the log could not give, for the user to read; ``context``: how rates of everybody are made, see ``context.py``;
-    ``sequences``: what is beside X, ``sequences.py``.
+    ``sequences``: what is beside X, ``sequences.py``; ``similarity``: of families of campaigns, where it is known.
     """
 
     features: tuple[Feature, ...]
@@ -73,6 +74,7 @@ class FeatureSpec:
     absent: tuple[str, ...] = ()
     context: ContextSpec | None = None
     sequences: SequenceSpec | None = None
+    similarity: Similarity | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -152,6 +154,8 @@ class FeatureSpec:
         values["context"] = None if context is None else ContextSpec.from_dict(context)
         sequences = values.pop("sequences", None)
         values["sequences"] = None if sequences is None else SequenceSpec.from_dict(sequences)
+        alike = values.pop("similarity", None)
+        values["similarity"] = None if alike is None else Similarity.from_dict(alike)
         lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(features=features, **lists)
 

@@ -21,7 +21,7 @@ from pipeline.features.knowledge import corrections
 from pipeline.features.partition import Partition, partition_arrays
 from pipeline.features.preparation import context_of
 from pipeline.features.samples import SampleRequest
-from pipeline.features.sequences import MASKED, decided, write_sequences
+from pipeline.features.sequences import MASKED, decided, family, write_sequences
 from pipeline.features.spec import FeatureSpec
 
 
@@ -91,12 +91,12 @@ def feature_table(
         events,
         vocabulary,
         backend,
-        campaign=any(h.match for h in request.heads) or "campaigns" in ops or answered,
+        campaign=any(h.match for h in request.heads) or bool(ops & {"campaigns", "match"}) or answered,
         value=any(h.sum for h in request.heads) or "value" in ops,
         ingested=request.per_decision,
         providers=None if context is None else context.names["provider"],
         sequences=spec.sequences,
-        families="match" in ops,
+        families=[family(request.campaign or "")] if "match" in ops else None,
     )
     if "own" in ops:
         part.frame = events
@@ -194,17 +194,17 @@ class _Decided:
         key: Array,
         split: Array,
     ) -> _Decided:
-        campaign = family = family_id = None
+        campaign = mine = family_id = None
         if context is not None:
             campaign = context.campaigns(part, events, points, request, key, split)
         matched = any(f.op == "match" for f in spec.features)
         if matched or spec.sequences is not None:
             hidden = (split == samples.TRAIN) & hashed_share(part.xp, MASKED, MASK, key, points.at)
             if matched:
-                family = families.decided(part, points.row, request.campaign, hidden)
+                mine = families.decided(part, points.row, request.campaign, hidden)
             if spec.sequences is not None:
                 family_id = decided(part, spec.sequences, points.row, request.campaign, hidden)
-        return cls(campaign, family, family_id)
+        return cls(campaign, mine, family_id)
 
     def take(self, rows: Array) -> _Decided:
         return _Decided(*(None if of is None else of[rows] for of in (self.campaign, self.family, self.family_id)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
-import math
 import zoneinfo
 from collections import Counter
 from collections.abc import Callable
@@ -68,7 +67,7 @@ def feature(
             cells = {"hour": 24, "weekday": 7}[str(f.how)]
             out[f.name] = (mine.count(cell(local(at, timezone))) + 1) / (len(mine) + cells)
         elif f.op == "match":
-            out[f.name] = match(spec, f, inside, campaign)
+            out[f.name] = match(spec, f, seen, at, campaign)
         elif f.op == "gap":
             out[f.name] = gap(str(f.how), [e.ts for e in inside if e.event == spec.exposure], everything[:1])
         elif f.op == "run":
@@ -94,20 +93,44 @@ def local(ts: int, timezone: str) -> dt.datetime:
     )
 
 
-def match(spec: FeatureSpec, f: Feature, inside: list[Event], campaign: str | None) -> float:
-    def words(name: str | None) -> list[str]:
-        return "".join(c if c.isalpha() else " " for c in name or "").lower().split()
+def family(campaign: str | None) -> str:
+    return " ".join("".join(c if c.isalpha() else " " for c in campaign or "").lower().split())
 
-    def number(events: list[Event], kinds: tuple[str | None, ...]) -> int:
-        return len([e for e in events if e.event in kinds])
 
-    mine = [e for e in inside if words(campaign) and words(e.campaign) == words(campaign)]
+def first_answers(spec: FeatureSpec, seen: list[Event]) -> list[Event]:
+    """The events that are the first of their kind after an exposure of their campaign; ``seen`` in total order."""
+    found, answered = [], set()
+    for e in seen:
+        sends = [s for s in seen if s.event == spec.exposure and s.campaign == e.campaign and s.ts <= e.ts]
+        if e.event != spec.exposure and e.campaign is not None and sends and (id(sends[-1]), e.event) not in answered:
+            answered.add((id(sends[-1]), e.event))
+            found.append(e)
+    return found
+
+
+def match(spec: FeatureSpec, f: Feature, seen: list[Event], at: int, campaign: str | None) -> float:
+    sent = (spec.exposure, *spec.bounces)
+    kept = [e for e in seen if e.event in sent] + [e for e in first_answers(spec, seen) if e.event not in sent]
+    kept = [e for e in kept if family(e.campaign) and (f.window is None or e.ts >= at - f.window)]
+    mine = family(campaign)
+
+    def number(kind: str | None, of: str | None) -> int:
+        return len([e for e in kept if e.event == kind and of in (None, family(e.campaign))])
+
+    def trials(of: str | None) -> int:
+        if f.kind == "click" and "open" in spec.responses:
+            return number("open", of)
+        return max(number(spec.exposure, of) - sum(number(b, of) for b in spec.bounces), 0)
+
     if f.how == "count":
-        return number(mine, (f.kind,))
-    delivered = [max(number(es, (spec.exposure,)) - number(es, spec.bounces), 0) for es in (inside, mine)]
-    whole = (number(inside, (f.kind,)) + 1) / (delivered[0] + 10)
-    rate = (number(mine, (f.kind,)) + 5 * whole) / (delivered[1] + 5)
-    return rate if f.how == "rate" else math.tanh(math.log(rate / whole) / 2)
+        return number(f.kind, mine)
+    rate = (number(f.kind, None) + 1) / (trials(None) + 10)
+    alike = {mine: 1.0} if mine else {}
+    if spec.similarity is not None and mine in spec.similarity.names:
+        row = spec.similarity.weights[spec.similarity.names.index(mine)]
+        alike |= dict(zip(spec.similarity.names, row, strict=True))
+    beyond = sum(s * (number(f.kind, g) - rate * trials(g)) for g, s in alike.items())
+    return beyond / (sum(s * s * rate * trials(g) for g, s in alike.items()) + 16)
 
 
 def masked(key: int, at: int) -> bool:
