@@ -32,6 +32,70 @@ from pipeline.events.signals import (
 
 
 @numba.njit(nogil=True, cache=True)
+def _instant(
+    i: Any, key: Any, ts: Any, kind: Any, campaign: Any, role: Any, first: Any, within: int, sent: Any, opened: Any
+) -> Any:
+    """Note the sends of the instant that begins at row i, then its opens that are not soon; where the instant ends."""
+    end = i + 1
+    while end < len(ts) and ts[end] == ts[i] and key[end] == key[i]:
+        end += 1
+    for j in range(i, end):
+        if role[kind[j]] == SEND:
+            sent[campaign[j]] = j
+    for j in range(i, end):
+        if role[kind[j]] == OPEN:
+            s = sent[campaign[j]]
+            if s < first or ts[i] - ts[s] >= within:
+                opened[campaign[j]] = j
+    return end
+
+
+@numba.njit(nogil=True, cache=True)
+def _crowd(i: Any, ts: Any, kind: Any, label: Any, before: Any, wanted: int, span: int, bit: int, found: Any) -> None:
+    """Mark row i and the latest rows before it with its campaign and its kind's label, where ``wanted`` are in a span.
+
+    Args:
+        label: of each kind. before: int32[n], each row's one before of the same campaign, or -1.
+    """
+    own, count, j = label[kind[i]], 1, before[i]
+    while count < wanted and j >= 0 and ts[i] - ts[j] < span:
+        if label[kind[j]] == own:
+            count += 1
+        j = before[j]
+    if count < wanted:
+        return
+    j = i
+    while count > 0:
+        if label[kind[j]] == own:
+            found[j] |= bit
+            count -= 1
+        j = before[j]
+
+
+@numba.njit(nogil=True, cache=True)
+def _rate(
+    i: Any, ts: Any, kind: Any, role: Any, span: int, most: int, head: Any, inside: Any, done: Any, found: Any
+) -> Any:
+    """Mark a subscriber's responses where row i, one of them, is one too many in a span.
+
+    Args:
+        head: the first row of the span, as row i - 1 left it; inside: responses in it; done: rows before are marked.
+    Returns: the three as row i leaves them.
+    """
+    inside += 1
+    while ts[i] - ts[head] >= span:
+        if role[kind[head]] >= OPEN:
+            inside -= 1
+        head += 1
+    if inside > most:
+        for j in range(max(head, done), i + 1):
+            if role[kind[j]] >= OPEN:
+                found[j] |= RATE
+        done = i + 1
+    return head, inside, done
+
+
+@numba.njit(nogil=True, cache=True)
 def _signals(
     key: Any,
     ts: Any,
@@ -54,7 +118,8 @@ def _signals(
     sent, opened = np.full(campaigns + 1, -1, np.int32), np.full(campaigns + 1, -1, np.int32)
     latest = np.full(campaigns + 1, -1, np.int32)
     before = np.empty(n, np.int32)  # the row before of the same campaign
-    first, ties = 0, 0
+    itself = np.arange(len(role))
+    first, instant = 0, 0
     hour_head, day_head, in_hour, in_day, hour_done, day_done = 0, 0, 0, 0, 0, 0
     for i in range(n):
         if i == 0 or key[i] != key[i - 1]:
@@ -62,24 +127,13 @@ def _signals(
             hour_head, day_head, in_hour, in_day, hour_done, day_done = i, i, 0, 0, i, i
         if i + 1 < n and key[i + 1] == key[i] and arrived[i] - slack > arrived[i + 1]:
             found[i] |= DISORDER
-        t = ts[i]
-        if i >= ties:
-            ties = i + 1
-            while ties < n and ts[ties] == t and key[ties] == key[i]:
-                ties += 1
-            for j in range(i, ties):
-                if role[kind[j]] == SEND:
-                    sent[campaign[j]] = j
-            for j in range(i, ties):
-                if role[kind[j]] == OPEN:
-                    s = sent[campaign[j]]
-                    if s < first or t - ts[s] >= within:
-                        opened[campaign[j]] = j
+        if i >= instant:
+            instant = _instant(i, key, ts, kind, campaign, role, first, within, sent, opened)
         c, r = campaign[i], role[kind[i]]
         s = sent[c]
         if s >= first:
             found[i] |= SENT
-            if OPEN <= r <= LINK and t - ts[s] < within:
+            if OPEN <= r <= LINK and ts[i] - ts[s] < within:
                 found[i] |= SOON
         before[i] = latest[c] if latest[c] >= first else -1
         latest[c] = i
@@ -88,50 +142,10 @@ def _signals(
         if r == LINK:
             if opened[c] >= first and (s < first or ts[opened[c]] >= ts[s]):
                 found[i] |= OPENED
-            count, j = 1, before[i]
-            while count < links and j >= 0 and t - ts[j] < within:
-                if role[kind[j]] == LINK:
-                    count += 1
-                j = before[j] if count < links else j
-            if count >= links:
-                j = i
-                while count > 0:
-                    if role[kind[j]] == LINK:
-                        found[j] |= BURST
-                        count -= 1
-                    j = before[j]
-        count, j = 1, before[i]
-        while count <= repeats and j >= 0 and t - ts[j] < HOUR:
-            if kind[j] == kind[i]:
-                count += 1
-            j = before[j] if count <= repeats else j
-        if count > repeats:
-            j = i
-            while count > 0:
-                if kind[j] == kind[i]:
-                    found[j] |= REPEAT
-                    count -= 1
-                j = before[j]
-        in_hour += 1
-        while t - ts[hour_head] >= HOUR:
-            if role[kind[hour_head]] >= OPEN:
-                in_hour -= 1
-            hour_head += 1
-        if in_hour > hourly:
-            for j in range(max(hour_head, hour_done), i + 1):
-                if role[kind[j]] >= OPEN:
-                    found[j] |= RATE
-            hour_done = i + 1
-        in_day += 1
-        while t - ts[day_head] >= DAY:
-            if role[kind[day_head]] >= OPEN:
-                in_day -= 1
-            day_head += 1
-        if in_day > daily:
-            for j in range(max(day_head, day_done), i + 1):
-                if role[kind[j]] >= OPEN:
-                    found[j] |= RATE
-            day_done = i + 1
+            _crowd(i, ts, kind, role, before, links, within, BURST, found)
+        _crowd(i, ts, kind, itself, before, repeats + 1, HOUR, REPEAT, found)
+        hour_head, in_hour, hour_done = _rate(i, ts, kind, role, HOUR, hourly, hour_head, in_hour, hour_done, found)
+        day_head, in_day, day_done = _rate(i, ts, kind, role, DAY, daily, day_head, in_day, day_done, found)
 
 
 def signals(

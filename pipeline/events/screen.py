@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.backend import Backend
+from pipeline.events.canonical import Columns
 from pipeline.events.hashing import hash_ids
-from pipeline.events.schema import nulls, plain, to_category, to_id, to_micros
+from pipeline.events.schema import nulls, to_micros
 from pipeline.events.tombstones import NOBODY, Tombstones
 from pipeline.options import Source
 
@@ -58,21 +59,16 @@ def apply(
     if not screen or not raw.num_rows:
         return Screened(raw, numbers)
 
-    def column(name: str) -> Any:
-        array = raw.column(mapped[name])
-        if isinstance(array, pa.ChunkedArray) and pa.types.is_dictionary(array.type):
-            array = array.unify_dictionaries()
-        return plain(array)
-
+    columns = Columns(raw, mapped, where)
     client: list[str | None] = [source.client]
     codes = np.zeros(raw.num_rows, np.int64)
     if "client" in mapped:
-        category = to_category(column("client"), mapped["client"], where)
+        category = columns.category("client")
         client = [*category.dictionary.to_pylist(), None]
         codes = category.indices.fill_null(len(client) - 1).to_numpy(zero_copy_only=False).astype(np.int64)
     forgotten = np.zeros(raw.num_rows, bool)
     if screen.tombstones:
-        ids = to_id(column("subscriber"), mapped["subscriber"], where)
+        ids = columns.id("subscriber")
         known = np.flatnonzero(~nulls(ids))
         key = backend.to_host(hash_ids(ids.take(pa.array(known)), backend)) if len(known) else np.empty(0, np.int64)
         for code, name in enumerate(client):
@@ -82,7 +78,7 @@ def apply(
                 forgotten[known[mine]] = np.isin(key[mine], gone)
     expired = np.zeros(raw.num_rows, bool)
     if screen.cutoff is not None:
-        times = column("ts")
+        times = columns["ts"]
         ts, unreadable = to_micros(times, source.time_unit, mapped["ts"], where)
         expired = (ts < screen.cutoff) & ~nulls(times) & ~unreadable & ~forgotten
     gone = forgotten | expired
