@@ -274,13 +274,22 @@ def run(options: argparse.Namespace, say: Callable[[str], None] = print) -> dict
 
 
 def _child(engine: str, idiom: str, options: argparse.Namespace) -> dict[str, Any]:
-    command = [sys.executable, "-W", "ignore", "-m", "bench.train", "--engine", engine, "--idiom", idiom]
-    for name in ("rows", "features", "batch", "epochs"):
+    given = ["--engine", engine, "--idiom", idiom, "--hidden", *map(str, options.hidden)]
+    return child("bench.train", given, options, ("rows", "features", "batch", "epochs"))
+
+
+def child(module: str, given: list[str], options: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
+    """What a module prints last, as JSON, in a process of its own.
+
+    Args:
+        given: its arguments. names: of further ones, as ``options`` has them.
+    """
+    command = [sys.executable, "-W", "ignore", "-m", module, *given]
+    for name in names:
         command += [f"--{name}", str(getattr(options, name))]
-    command += ["--hidden", *map(str, options.hidden)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"bench.train: {engine} ({idiom}) failed:\n{done.stderr[-3000:]}")
+        raise SystemExit(f"{module}: {' '.join(given)} failed:\n{done.stderr[-3000:]}")
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return result
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -175,14 +174,8 @@ def run(options: argparse.Namespace, say: Callable[[str], None] = print) -> dict
 
 
 def _child(folder: Path, engine: str, options: argparse.Namespace) -> dict[str, Any]:
-    command = [sys.executable, "-W", "ignore", "-m", "bench.trained", "--engine", engine, "--folder", str(folder)]
-    for name in ("events", "batch", "epochs"):
-        command += [f"--{name}", str(getattr(options, name))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"bench.trained: {engine} failed:\n{done.stderr[-3000:]}")
-    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return result
+    given = ["--engine", engine, "--folder", str(folder)]
+    return train.child("bench.trained", given, options, ("events", "batch", "epochs"))
 
 
 def parser() -> argparse.ArgumentParser:

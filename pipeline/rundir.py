@@ -7,7 +7,6 @@ import fcntl
 import functools
 import hashlib
 import json
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config
+from pipeline.durable import replace
 from pipeline.errors import ConfigError, StoreError
 
 
@@ -36,16 +36,7 @@ def fingerprint(*parts: Any) -> str:
 
 def write_atomic(path: Path, text: str) -> None:
     """Write a small file so that a reader sees the old text or the new one, never half of either."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace(path, text.encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:

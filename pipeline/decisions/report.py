@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ from pipeline.errors import StoreError
 from pipeline.features import rollup
 from pipeline.options import format_duration
 from pipeline.results import read
+from pipeline.rundir import write_atomic
 
 EXAMPLES = 6  # rows of each client's list shown
 
@@ -171,12 +171,8 @@ def write_report(run_dir: str | Path, given: ReportInput | None = None) -> Path:
     run_dir = Path(run_dir)
     text = render(given or ReportInput.from_run_dir(run_dir))
     path = run_dir / "report.html"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        write_atomic(path, text)
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return path

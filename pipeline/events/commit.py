@@ -20,8 +20,9 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.durable import sync_folder
 from pipeline.errors import StoreError, first_line
-from pipeline.events.files import Place, digest_of, explain, fault, sync_folder
+from pipeline.events.files import Place, digest_of, explain, fault
 from pipeline.events.index import Groups, encode, index_name, load
 from pipeline.events.schema import FORMAT_VERSION, store_schema
 from pipeline.events.tombstones import token_of

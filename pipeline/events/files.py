@@ -23,6 +23,7 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from pipeline.durable import sync_folder
 from pipeline.errors import EventgrainError, SourceError, StoreError
 
 _seen: dict[str, int] = {}
@@ -290,12 +291,3 @@ def _write_all(file: Any, view: memoryview) -> None:
     """Every byte, in as many writes as an unbuffered file takes."""
     while view:
         view = view[file.write(view) :]
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.durable import replace
 from pipeline.errors import ModelError
 
 FORMAT = 1
@@ -75,14 +75,8 @@ class Checkpoint:
         buffer = io.BytesIO()
         np.savez(buffer, **{STATE: np.frombuffer(text, dtype=np.uint8)}, **arrays)  # type: ignore[arg-type]
         data = buffer.getvalue()
-        aside = self.path.with_name(f".{self.path.name}.new")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with aside.open("wb") as file:
-                file.write(hashlib.sha256(data).digest() + data)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(self.path)
+            replace(self.path, hashlib.sha256(data).digest() + data, aside=f".{self.path.name}.new")
         except OSError as error:
             raise ModelError(f"cannot write the checkpoint {self.path}: {error.strerror}") from None
         self._written = time.monotonic()

@@ -18,6 +18,7 @@ import numpy as np
 from pipeline.backend import backend_of
 from pipeline.learning.calibration import NO_MODEL
 from pipeline.learning.drift import Drift
+from pipeline.learning.intervals import Resamples
 from pipeline.learning.metrics import EPSILON
 from pipeline.options import Gate
 
@@ -200,14 +201,9 @@ def paired(
     Args:
         difference, weight: float64[m]. subscriber: int64[m]; their rows are alike, and are drawn together.
     """
-    _, group = np.unique(subscriber, return_inverse=True)
-    sums = np.bincount(group, weight * difference)
-    masses = np.bincount(group, weight)
-    rng = np.random.default_rng(seed)
-    means = np.empty(DRAWS)
-    for i in range(DRAWS):
-        drawn = rng.integers(0, len(sums), len(sums))
-        means[i] = sums[drawn].sum() / masses[drawn].sum()
+    resamples = Resamples.of(subscriber, seed, DRAWS)
+    sums, masses = (np.bincount(resamples.group, w, resamples.clusters) for w in (weight * difference, weight))
+    means = [often @ sums / (often @ masses) for often in resamples.counts()]
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(sums.sum() / masses.sum()), float(low), float(high)
 

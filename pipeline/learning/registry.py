@@ -17,7 +17,6 @@ import hashlib
 import importlib.metadata
 import io
 import json
-import os
 import platform
 import re
 import shutil
@@ -29,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline import durable
 from pipeline.config import Config
 from pipeline.errors import ModelError
 from pipeline.learning.card import markdown
@@ -114,14 +114,14 @@ def save_version(
         aside = Path(tempfile.mkdtemp(prefix=".new-", dir=home))
         try:
             for name, data in contents.items():
-                _write(aside / name, data)
+                durable.write(aside / name, data)
             aside.chmod(0o755)
             try:
                 aside.rename(home / version)
             except OSError:
                 if not (home / version).is_dir():  # another process wrote the same bytes
                     raise
-            _sync(home)
+            durable.sync_folder(home)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
@@ -146,13 +146,7 @@ def use(models: str | Path, client: str | None, version: str) -> None:
         raise ModelError(f"there is no model version {version!r} in {home}; there are: {', '.join(known) or 'none'}")
     _verified(folder)
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".current-", dir=home)
-        os.close(handle)
-        _write(Path(name), version.encode() + b"\n")
-        Path(name).chmod(0o644)
-        Path(name).replace(home / "current")
-        _sync(home)
+        durable.replace(home / "current", version.encode() + b"\n")
     except OSError as error:
         raise ModelError(f"cannot put model version {version} in use in {home}: {error.strerror}") from None
 
@@ -344,22 +338,6 @@ def _json(values: Mapping[str, Any]) -> bytes:
         return json.dumps(values, indent=1, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise ModelError(f"what is to be stored with the model is not strict JSON: {error}") from None
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """Make what was renamed in a folder outlast a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _libraries() -> dict[str, str]:
