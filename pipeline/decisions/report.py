@@ -18,7 +18,7 @@ import pandas as pd
 
 from pipeline import config as configuration
 from pipeline.config import Config
-from pipeline.decisions import charts, evidence, sections
+from pipeline.decisions import charts, evidence, scorecard, sections
 from pipeline.decisions.assure import Rule, expected, explain
 from pipeline.decisions.value import expected_effect
 from pipeline.errors import StoreError
@@ -28,6 +28,7 @@ from pipeline.results import read
 from pipeline.rundir import write_atomic
 
 EXAMPLES = 6  # rows of each client's list shown
+CLIENTS = 12  # that are shown by themselves, the largest; every client has its row in the tables
 
 
 @dataclass
@@ -134,6 +135,7 @@ def render(given: ReportInput) -> str:
     metrics, config = given.metrics, given.config
     rule = Rule.from_config(config.decide)
     decided: Mapping[str, Any] = metrics.get("decisions") or {}
+    shown = largest(given)
     context = {
         "name": config.name,
         "simulated": (metrics.get("run") or {}).get(
@@ -144,11 +146,14 @@ def render(given: ReportInput) -> str:
         "as_of": next((str(d["as_of"])[:16] for d in decided.values() if d.get("as_of")), None),
         "written": f"{dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC",
         "answer": sections.answer(decided, rule, config.at.event),
+        "shown": shown,
         "lists": sections.lists(decided, given.examples, rule),
-        "campaigns": evidence.campaigns(given.rollups, config),
+        "campaigns": evidence.campaigns({n: t for n, t in given.rollups.items() if n in shown}, config),
+        "quiet": len(given.rollups.keys() - shown),
         "quality": sections.quality(metrics),
-        "models": evidence.models(metrics, config),
-        "pooled": evidence.pooled(metrics),
+        "models": scorecard.models(metrics, config, shown),
+        "others": scorecard.others(metrics, config, shown),
+        "pooled": scorecard.pooled(metrics),
         "run": sections.run(metrics),
         "settings": config.dump(),
         "outcomes": {
@@ -158,6 +163,14 @@ def render(given: ReportInput) -> str:
         },
     }
     return environment.get_template("report.html").render(context)
+
+
+def largest(given: ReportInput) -> set[str]:
+    """The clients that are shown by themselves: of the most subscribers, or else the most counts."""
+    decided, trained = (given.metrics.get(name) or {} for name in ("decisions", "models"))
+    names = {*decided, *trained, *given.rollups}
+    sizes = {n: ((decided.get(n) or {}).get("rows") or 0, len(given.rollups.get(n, ()))) for n in names}
+    return set(sorted(names, key=lambda n: ([-size for size in sizes[n]], n))[:CLIENTS])
 
 
 def write_report(run_dir: str | Path, given: ReportInput | None = None) -> Path:

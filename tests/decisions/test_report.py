@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import Config
-from pipeline.decisions import charts, evidence, report, sections
+from pipeline.decisions import charts, report, scorecard, sections
 from pipeline.decisions.assure import Rule
 from pipeline.errors import StoreError
 from pipeline.options import At, Columns, Decide, Outcome, Source
@@ -217,7 +217,7 @@ def test_the_cost_curve_reaches_its_end() -> None:
         {"held_share": s, "cost": s, "caught_share": s, "lost_share": {"click": s / 9}} for s in (0, 0.2, 0.3000236)
     ]
     test = {"hold_when": "unsubscribe", "cost": 5, "held_share": 0.2, "caught": {"share": 0.2}, "lost": {"click": {}}}
-    drawn = str(evidence._cost_curve({**test, "curve": curve}))
+    drawn = str(scorecard._cost_curve({**test, "curve": curve}))
     lines = re.findall(r'class="line c[14]" points="([^"]+)"', drawn)
     assert len(lines) == 2
     assert all(line.split()[-1].startswith("446.0,") for line in lines)  # the right edge
@@ -301,3 +301,30 @@ def test_those_without_a_model_are_not_called_too_new() -> None:
     assert found["headline"] == "Nobody is held: there are too few unsubscribes to learn from."
     assert found["aside"] == "2 are too new to score and left to your usual practice."
     assert found["rows"][0]["modelled"]
+
+
+def test_of_many_clients_only_the_largest_have_charts(email: Path) -> None:
+    given = report.ReportInput.from_run_dir(email)
+    heads, decided = given.metrics["models"]["acme"], given.metrics["decisions"]["acme"]
+    names = [f"client {i:02d}" for i in range(60)]
+    metrics = given.metrics | {
+        "models": dict.fromkeys(names, heads),
+        "decisions": {n: {**decided, "rows": 1000 + i} for i, n in enumerate(names)},
+        "gate": {names[3]: {"version": NEW, "accepted": False, "reasons": ["click: bad"]}},
+        "serving": dict.fromkeys(names, OLD),
+    }
+    some = report.ReportInput(given.config, metrics, dict.fromkeys(names, given.rollups["acme"]))
+    text = report.render(some)
+    page = Page(text)
+    titles = [a["aria-label"] for tag, a in page.tags if tag == "svg" and a.get("class") == "chart"]
+    for title in ("Calibration: unsubscribe", "What holding more would do", "Events by day"):
+        assert titles.count(title) == 12
+    for name in names:
+        before, _, after = page.text.partition("Model quality Measured on the hold-out")
+        assert name in before  # in the table of who
+        assert name in after  # and with the models
+    smaller = page.text.rpartition("Smaller clients")[2]
+    assert smaller.index(names[3]) < min(smaller.index(n) for n in names[:48] if n != names[3])
+    assert "refused : click: bad" in smaller
+    assert names[-1] not in smaller  # the largest is shown by itself
+    assert len(text) < 900_000
