@@ -5,6 +5,7 @@
     python -m bench.run scale --events 1e6,1e7,1e8,1e9 --limit 1200 --clean
     python -m bench.run train --help                                       # an epoch of ours and of Keras fit
     python -m bench.run trained --help                                     # from the store to a trained model
+    python -m bench.run devices --help                                     # one model, one process and several
     python -m bench.run quality --help
     python -m bench.run imbalance --events 2e6
 
@@ -288,6 +289,10 @@ def main(arguments: list[str] | None = None) -> int:
         from bench import trained
 
         return trained.main(arguments[1:])
+    if arguments[:1] == ["devices"]:
+        from bench import devices
+
+        return devices.main(arguments[1:])
     if arguments[:1] == ["scale"]:
         from bench import scale
 

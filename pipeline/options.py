@@ -256,6 +256,7 @@ class Model(Section):
     chunk: Annotated[int, Field(ge=1000)] | None = None  # training rows at once; as many as the memory holds
     passes: Annotated[int, Field(ge=1)] = 1  # through a chunk before the next one comes, where there are several
     checkpoint: Duration = 60 * SECOND  # how often the state of a long training is kept
+    devices: Annotated[int, Field(ge=1)] | Literal["auto"] = 1  # processes that train a client's model together
     patience: Annotated[int, Field(ge=0)] = 3
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4

@@ -44,6 +44,7 @@ def train(context: Context) -> tuple[str, int, dict[str, Any]]:
                 models,
                 context.run.path / "rollups",
                 pool,
+                context.cluster.client,
             )
         except (TooLittleError, ConfigError) as error:
             # One client's log may be too short or lack a kind; what is wrong for all of them is said below.

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cluster import Cluster
 from pipeline import dependencies, stages
 from pipeline.backend import PANDAS
 from pipeline.config import Config
@@ -29,7 +30,7 @@ class Store:
 
 def context(tmp: Path, *clients: str) -> Any:
     config = Config(name="test", runs=str(tmp), as_of="2026-06-01")  # type: ignore[arg-type]
-    made = stages.Context(config, PANDAS, None, RunDirectory(config))  # type: ignore[arg-type]
+    made = stages.Context(config, PANDAS, Cluster("threads", "for a test", 1), RunDirectory(config))
     made.__dict__["store"] = Store(*clients)
     return made
 

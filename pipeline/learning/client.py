@@ -25,7 +25,6 @@ from pipeline.progress import Progress
 
 if TYPE_CHECKING:
     from pipeline.events.store import EventStore
-    from pipeline.learning.checkpoint import Checkpoint
     from pipeline.learning.model import TrainedModel
     from pipeline.learning.pooled import Pool
     from pipeline.learning.rows import Rows
@@ -62,6 +61,7 @@ def train_client(
     models: Path,
     rollups: Path | None = None,
     pool: Pool | None = None,
+    cluster: Any = None,
 ) -> ClientModel:
     """Train, measure on the hold-out, and keep a client's model: as the version in use unless the gate refuses it.
 
@@ -69,6 +69,7 @@ def train_client(
         as_of: where the data end, microseconds UTC. models: the run's directory of models.
         rollups: the run's table of roll-ups, where it is of this store; context is counted from it.
         pool: the model of all clients, for one that is too small; None: it gets a model of its own all the same.
+        cluster: a ``distributed.Client``, beside whose workers ``model.devices`` train; None: on this machine.
     Raises:
         TooLittleError: nothing to learn from; ModelError: from training or the registry; ConfigError: the log of this
         client has no events of the kind that decisions are made at.
@@ -86,7 +87,7 @@ def train_client(
         small = True
         if served := _small(pool, client, models):
             return served
-    own = _train_own(store, client, config, backend, as_of, models, rollups, data)
+    own = _train_own(store, client, config, backend, as_of, models, rollups, data, cluster)
     if own.serving is None and pool is not None and not small and (served := _pooled(pool, client, models)):
         return replace(own, serving=served.serving)
     return own
@@ -101,17 +102,21 @@ def _train_own(
     models: Path,
     rollups: Path | None,
     data: TrainingData,
+    cluster: Any,
 ) -> ClientModel:
     from pipeline.learning import drift, gate, registry
     from pipeline.learning import models as networks
     from pipeline.learning.baselines import baselines
     from pipeline.learning.champion import champion_of
+    from pipeline.learning.checkpoint import Checkpoint
+    from pipeline.learning.devices import count_devices, train_on, unfinished
     from pipeline.learning.evaluate import evaluate
     from pipeline.learning.rows import select
     from pipeline.learning.selection import selected, train_selected
 
     table = data.table
     rows, valid, holdout = (select(table, split) for split in (TRAIN, VALIDATION, HOLDOUT))
+    devices = count_devices(config, backend, cluster, data.rows)
     with Progress(f"train {client}", data.rows * config.model.epochs, "samples") as progress:
         model = train_selected(
             data.chunks or rows,
@@ -121,8 +126,13 @@ def _train_own(
             progress,
             table.spec.sequences,
             sample=rows,
-            checkpoint=_checkpoint(models, client, config),
+            checkpoint=Checkpoint(unfinished(models, client), config.model.checkpoint / SECOND, strict=False),
             found=data.found,
+            elsewhere=None
+            if devices == 1
+            else lambda settings: train_on(
+                devices, store, client, config, settings, data.recipe, backend, models, cluster, progress
+            ),
         )
     subscribers = backend.column(table.keys["subscriber_key"])
     model.calibrate(valid, backend.to_host(subscribers[valid.index]), config.model.calibration, config.model.seed)
@@ -182,6 +192,8 @@ def _train_own(
         split += f"; {table.counts['knew_less']:,} decision points are without events that arrived after them"
     if data.note:
         split += f"; {data.note}"
+    if devices > 1:
+        split += f"; trained on {devices} devices"
     serving = registry.current(models, client)
     absent = (*table.spec.absent, *unknown)
     return ClientModel(version, data.points, metrics, line, split, absent, verdict.to_dict(), serving)
@@ -218,14 +230,6 @@ def _pooled(pool: Pool, client: str, models: Path, whole: bool = True) -> Client
     line = f"{rows:,} decision points, too few positives for a model of its own: the pooled one is used; "
     line += "; ".join(_headline(n, m) for n, m in metrics.items())
     return ClientModel(found.version, rows, metrics, line, serving=found.version, pooled=True)
-
-
-def _checkpoint(models: Path, client: str, config: Config) -> Checkpoint:
-    """Where an unfinished training is kept, beside the versions. One of other data or settings is of no use now."""
-    from pipeline.learning.checkpoint import Checkpoint
-    from pipeline.learning.registry import client_dir
-
-    return Checkpoint(client_dir(models, client) / "unfinished", config.model.checkpoint / SECOND, strict=False)
 
 
 def _positives(data: TrainingData, config: Config) -> dict[str, int]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.learning import losses as kinds
+from pipeline.learning.group import ALONE, Group
 from pipeline.learning.models import BLOCK, Architecture, Network
 from pipeline.learning.resident import cut
 from pipeline.learning.tensors import shards, tf
@@ -37,16 +38,27 @@ def losses_of(architecture: Architecture, gamma: float = 0.0, loss: Any = None) 
 
 
 def epoch_of(
-    network: Network, batch: int, weights: np.ndarray, optimizer: Any, losses: Losses, on_gpu: bool, xla: bool
+    network: Network,
+    batch: int,
+    weights: np.ndarray,
+    optimizer: Any,
+    losses: Losses,
+    on_gpu: bool,
+    xla: bool,
+    group: Group = ALONE,
+    share: int | None = None,
 ) -> Callable[[dict[str, Any], Any], Any]:
     """(tensors of a Resident, order) -> the sum of the losses of its batches, after a step for each whole one.
 
     Args:
-        weights: float64[H], of each head in the loss of a batch's row. xla: compile the gradient with it.
+        batch: rows of a step. weights: float64[H], of each head in the loss of a batch's row.
+        xla: compile the gradient with it; what the members of a group add is outside, where a ring has to be.
+        group: who takes the steps together. share: rows of a step that are this member's; all of them where None.
     """
+    factors = tf.constant(weights / batch, dtype=tf.float32)
+    batch = batch if share is None else share
     body, heads, parts = network.body, len(network.architecture.heads), shards(batch, on_gpu)
     part, variables = batch // parts, network.body.trainable_variables
-    factors = tf.constant(weights / batch, dtype=tf.float32)
 
     def gradient(inputs: dict[str, Any], packed: Any) -> tuple[Any, list[Any]]:
         with tf.GradientTape() as tape:
@@ -75,8 +87,9 @@ def epoch_of(
                 results.append(gradient(inputs, gather(rows["packed"], index)))
             # Added in a fixed order: the same seed gives the same weights however the shards were scheduled.
             gradients = [tf.add_n(list(same)) for same in zip(*(g for _, g in results), strict=True)]
+            *gradients, loss = group.add([*gradients, tf.add_n([loss for loss, _ in results])])
             optimizer.apply(gradients, variables)
-            total += tf.add_n([loss for loss, _ in results])
+            total += loss
         return total
 
     return _for_any_rows(epoch)

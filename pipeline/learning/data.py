@@ -29,6 +29,8 @@ from pipeline.progress import Progress
 
 if TYPE_CHECKING:
     from pipeline.events.store import EventStore
+    from pipeline.features.context import Context
+    from pipeline.features.spec import FeatureSpec
     from pipeline.learning.chunks import Chunks, Survey
     from pipeline.learning.rows import Rows
 
@@ -40,16 +42,27 @@ SAMPLE = 200_000  # training rows that stay where the others come and go
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """What any process needs beside the store to make the same rows: features, decision points, context."""
+
+    spec: FeatureSpec
+    request: SampleRequest
+    context: Context | None
+
+
+@dataclass(frozen=True)
 class TrainingData:
     """``table``: every decision point whose outcome is known; or, with ``chunks``, only those that stay.
 
     ``chunks``, ``found``: the training rows, and the survey of them, where they do not fit the memory. ``points``,
-    ``rows``: how many decision points there are, and how many of them train. ``note``: how it was cut, to be read.
+    ``rows``: how many decision points there are, and how many of them train. ``recipe``: how they are made. ``note``:
+    how it was cut, to be read.
     """
 
     table: FeatureTable
     points: int
     rows: int
+    recipe: Recipe
     chunks: Chunks | None = None
     found: Survey | None = None
     note: str = ""
@@ -85,20 +98,21 @@ def training_data(
     partitions = config.partitions or ranges(store, client, backend)
     spec, known = preparation.specify(store, client, config, request, known_rollups, partitions)
     at_once = chunk_rows(config, backend, features.row_bytes(spec, len(config.outcomes)))
-    points = _points(store, client, config)
+    points = points_of(store, client, config)
+    recipe = Recipe(spec, request, known)
     if points <= at_once.resident:
         tasks = features.feature_tables(store, client, spec, request, partitions, known)
         with Progress(f"features {client}", len(tasks), "key ranges") as progress:
-            table = features.concat(_compute(tasks, backend, progress))
+            table = features.concat(compute(tasks, backend, progress))
         rows = int((table.split == TRAIN).sum())
         if not rows:
             raise TooLittleError(_too_short(store, client, config, as_of))
-        return TrainingData(table, len(table), rows)
+        return TrainingData(table, len(table), rows, recipe)
     count = math.ceil(points / at_once.chunk)
     width = GPU_THREADS if backend.on_gpu else len(os.sched_getaffinity(0))
     tasks = features.feature_tables(store, client, spec, request, max(count * width, partitions or 1), known)
     try:
-        return _chunked(tasks, count, client, config, backend, at_once.chunk)
+        return _chunked(tasks, count, client, config, backend, at_once.chunk, recipe)
     except ModelError:  # no chunk has training rows
         raise TooLittleError(_too_short(store, client, config, as_of)) from None
 
@@ -111,11 +125,12 @@ class AtOnce:
     chunk: int
 
 
-def chunk_rows(config: Config, backend: Backend, row_bytes: int) -> AtOnce:
-    """What the memory, or ``model.chunk``, allows."""
+def chunk_rows(config: Config, backend: Backend, row_bytes: int, neighbours: int = 1) -> AtOnce:
+    """What the memory, or ``model.chunk``, allows one of ``neighbours`` processes that share a machine's."""
     if config.model.chunk:
         return AtOnce(config.model.chunk, config.model.chunk)
-    room = max(int(MEMORY_SHARE * backend.free_memory()) // row_bytes, AT_ONCE)
+    free = backend.free_memory() // (1 if backend.on_gpu else neighbours)
+    room = max(int(MEMORY_SHARE * free) // row_bytes, AT_ONCE)
     return AtOnce(room, room // AT_ONCE)
 
 
@@ -126,13 +141,13 @@ def ranges(store: EventStore, client: str, backend: Backend) -> int | None:
     return max(store.plan(client, columns=["event"]).partitions, len(os.sched_getaffinity(0)))
 
 
-def _points(store: EventStore, client: str, config: Config) -> int:
+def points_of(store: EventStore, client: str, config: Config) -> int:
     """Decision points at the most, as far as is known before they are made."""
     points = store.kinds(client).get(config.at.event, 0) if config.at.event else store.rows(client)
     return int(points * config.model.downsample)
 
 
-def _compute(tasks: list[Any], backend: Backend, progress: Progress | None = None) -> list[Any]:
+def compute(tasks: list[Any], backend: Backend, progress: Progress | None = None) -> list[Any]:
     """The tasks' results, in threads of this process."""
     import dask
     from dask.callbacks import Callback
@@ -185,7 +200,9 @@ class _Kept:
         return features.concat([self.tables[i] for i in sorted(self.tables)])
 
 
-def _chunked(tasks: list[Any], count: int, client: str, config: Config, backend: Backend, chunk: int) -> TrainingData:
+def _chunked(
+    tasks: list[Any], count: int, client: str, config: Config, backend: Backend, chunk: int, recipe: Recipe
+) -> TrainingData:
     """The training rows of all ranges in ``count`` chunks."""
     import dask
 
@@ -199,7 +216,7 @@ def _chunked(tasks: list[Any], count: int, client: str, config: Config, backend:
 
     def each(i: int, what: Any, progress: Progress | None = None) -> list[Any]:
         parts = [dask.delayed(what, pure=False)(task) for task in tasks[bounds[i] : bounds[i + 1]]]
-        return _compute(parts, backend, progress)
+        return compute(parts, backend, progress)
 
     def first(i: int) -> Rows:
         """Chunk i, and what stays of it."""
@@ -216,7 +233,7 @@ def _chunked(tasks: list[Any], count: int, client: str, config: Config, backend:
     note = f"trained in {count} chunks of at most {max(found.sizes):,} rows"
     if kept.every > 1:
         note += f"; one in {kept.every} of the other decision points is looked at"
-    return TrainingData(kept.table(), sum(points.values()), found.rows, Chunks(count, again), found, note)
+    return TrainingData(kept.table(), sum(points.values()), found.rows, recipe, Chunks(count, again), found, note)
 
 
 def _training_rows(table: FeatureTable) -> Rows:

@@ -5,7 +5,7 @@ The budget is counted in rows gone through, not in seconds, so the same seed and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,18 +36,23 @@ def train_selected(
     sample: Table | Rows | None = None,
     checkpoint: Checkpoint | None = None,
     found: Survey | None = None,
+    elsewhere: Callable[[options.Model], TrainedModel] | None = None,
 ) -> TrainedModel:
     """As ``train``, of the kind that :func:`select` finds best where ``settings.kind`` is auto.
 
     Args:
         sample: training rows to try the kinds on, where ``rows`` come in chunks.
+        elsewhere: trains the kind that is decided on, where other processes do; ``rows`` and ``valid`` only try kinds.
     """
     selection = None
     if settings.kind == "auto":
         tried = as_chunks(rows).make(0) if sample is None else sample
         selection = select(tried, valid, heads, settings, sequences)
         settings = settings.model_copy(update={"kind": selection["kind"]})
-    model = train(rows, valid, heads, settings, progress, sequences, checkpoint=checkpoint, found=found)
+    if elsewhere is not None:
+        model = elsewhere(settings)
+    else:
+        model = train(rows, valid, heads, settings, progress, sequences, checkpoint=checkpoint, found=found)
     model.selection = selection
     return model
 

@@ -11,12 +11,15 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from pipeline import options
 from pipeline.backend import backend_of
 from pipeline.features.sequences import SequenceSpec
 from pipeline.learning import imbalance, losses, models
 from pipeline.learning.checkpoint import Checkpoint
 from pipeline.learning.chunks import VALIDATION_SHARE, Chunks, Survey, as_chunks, survey
+from pipeline.learning.group import ALONE, Group
 from pipeline.learning.labels import Label
 from pipeline.learning.model import TrainedModel
 from pipeline.learning.models import Architecture, Head, Network
@@ -37,6 +40,7 @@ def train(
     callbacks: Sequence[Any] = (),
     checkpoint: Checkpoint | None = None,
     found: Survey | None = None,
+    group: Group = ALONE,
 ) -> TrainedModel:
     """A network fitted to ``rows``, stopped when ``valid`` no longer improves, its best weights restored.
 
@@ -55,24 +59,30 @@ def train(
         checkpoint: where the state is kept. A training that was killed goes on from there, bit for bit on the CPU; the
             callbacks begin anew. Removed when the training is finished.
         found: the survey of these rows, where it was made before.
+        group: the processes that train this network together. Each has rows of its own, cut into as many chunks; heads,
+            settings and seed are the same, and so is the model that all of them end with. Not for ``compiled`` metrics
+            and ``callbacks``, which see one process.
     Raises:
         ModelError: no rows at all, another number of heads than columns of y, the network takes a sequence tensor that
             the rows do not have, or the checkpoint belongs to another training.
     """
     started, chunks, valid = time.perf_counter(), as_chunks(rows), as_rows(valid) if valid is not None else None
-    found = found or survey(chunks, heads, settings.minimum_positives)
+    found = found or survey(chunks, heads, settings.minimum_positives, group)
     imbalance.weigh(found.labels, heads, settings)
     network = models.build(architecture(len(found.plain.mean), heads, settings, sequences), settings.seed)
     set_initial_bias(network, found.labels)
     set_normalisation(network.normalise, found.plain, found.squashed)
     model = TrainedModel(network, found.labels)
     if any(label.learned for label in found.labels):
-        if valid is None or not _usable(valid, found.labels):
+        if not any(group.exchange(valid is not None and _usable(valid, found.labels))):
             valid = _carve(chunks.make(0))[1]
             chunks, found = chunks.map(lambda some: _carve(some)[0]), found.carved()
-        Trainer(model, chunks, found, valid, settings, compiled).run(progress, callbacks, checkpoint)
-        _smear(model, chunks)
-        if checkpoint is not None:
+        elif valid is None:  # others of the group have some
+            valid = chunks.make(0)
+            valid = valid.chosen(backend_of(valid.X).xp.arange(0))
+        Trainer(model, chunks, found, valid, settings, compiled, group=group).run(progress, callbacks, checkpoint)
+        _smear(model, chunks, group)
+        if checkpoint is not None and group.rank == 0:
             checkpoint.remove()
     model.seconds = time.perf_counter() - started
     return model
@@ -118,12 +128,12 @@ def _carve(rows: Rows) -> tuple[Rows, Rows]:
     return rows.chosen(index[~tenth]), rows.chosen(index[tenth])
 
 
-def _smear(model: TrainedModel, chunks: Chunks) -> None:
+def _smear(model: TrainedModel, chunks: Chunks, group: Group) -> None:
     """Make each value head's expectations add up to the training rows' total."""
     wanted = [h for h, head in enumerate(model.heads) if head.kind == "value" and model.labels[h].learned]
     if not wanted:
         return
-    expected, observed = dict.fromkeys(wanted, 0.0), dict.fromkeys(wanted, 0.0)
+    expected, observed = np.zeros(len(model.heads)), np.zeros(len(model.heads))
     for rows in chunks:
         xp = backend_of(rows.X).xp
         p = model.predict(rows.X, rows.index, sequences=rows.sequences)
@@ -133,6 +143,7 @@ def _smear(model: TrainedModel, chunks: Chunks) -> None:
             expected[h] += float((weight * p[:, h]).sum())
             observed[h] += float((weight * xp.where(known[:, h], rows.take("y")[:, h], 0)).sum())
         del rows
+    expected, observed = group.sum(expected), group.sum(observed)
     for h in wanted:
         if expected[h] > 0:
-            model.labels[h].smear = min(max(observed[h] / expected[h], 0.1), 10.0)
+            model.labels[h].smear = min(max(float(observed[h] / expected[h]), 0.1), 10.0)

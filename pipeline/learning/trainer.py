@@ -19,16 +19,18 @@ import numpy as np
 
 from pipeline import options
 from pipeline.backend import backend_of
+from pipeline.errors import ModelError
+from pipeline.learning.agreement import Agreement
 from pipeline.learning.checkpoint import Checkpoint
 from pipeline.learning.chunks import Chunks, Survey, ahead
 from pipeline.learning.compiled import epoch_of, losses_of, validation_of
+from pipeline.learning.group import ALONE, Group
 from pipeline.learning.labels import base_loss
 from pipeline.learning.model import TrainedModel
 from pipeline.learning.resident import Resident, resident
 from pipeline.learning.rows import Rows, checksum
 from pipeline.learning.tensors import keras, permutation, tf
 
-SMALLEST_BATCH = 256  # a batch is at most a twentieth of the rows, but not smaller than this
 # A head's loss is divided by its base-rate loss to this power, so that a rare head is not drowned by a frequent one. On
 # the demo log 0, 0.5 and 1 give the same hold-out quality within noise.
 BALANCE = 0.5
@@ -53,6 +55,7 @@ class Trainer:
 
     Args:
         chunks, found: the training rows, and what is known of them.
+        group: who else trains the same network, each with rows of its own; see ``agreement.py``.
     """
 
     def __init__(
@@ -64,19 +67,24 @@ class Trainer:
         settings: options.Model,
         compiled: Compile | None = None,
         xla: bool | None = None,
+        group: Group = ALONE,
     ) -> None:
         self.model, self.chunks, self.settings, compiled = model, chunks, settings, compiled or Compile()
+        self.group = group
         self.on_gpu = backend_of(valid.X).on_gpu
         self.only = self.prepare(0) if chunks.count == 1 else None
-        self.sizes = found.sizes if self.only is None else (len(self.only),)
+        self.agreed = agreed = Agreement.on(found.members, settings.batch_size)
+        self.sizes, self.steps, self.share = agreed.sizes, agreed.steps, agreed.shares[group.rank]
         self.n, self.passes = sum(self.sizes), settings.passes if chunks.count > 1 else 1
-        self.batch = model.batch = batch_of(self.sizes, settings.batch_size)
+        self.batch = model.batch = agreed.batch
         pairs = list(zip(model.heads, model.labels, strict=True))
         self.base = np.array([base_loss(head, label.rate) for head, label in pairs])
         taught = np.array([base_loss(head, label.taught) for head, label in pairs])
         more = np.array([1 + label.rate * (label.positive_weight - 1) for label in model.labels])
         self.valid = resident(model.network, valid, model.value_scale)
-        self.contents = [*found.contents, checksum(valid)] if model.network.inputs else []
+        self.contents = [*found.contents, *group.exchange(checksum(valid))] if model.network.inputs else []
+        self.valid.totals = group.sum(self.valid.totals)
+        self.validated = int(group.sum(np.array(len(valid))))
         # Per row, so that the mean over a batch is unbiased whatever rows it drew; unlearned heads weigh nothing.
         learned = np.array([label.learned for label in model.labels])
         with np.errstate(divide="ignore"):
@@ -94,10 +102,11 @@ class Trainer:
         # XLA fuses the many small kernels of a step on a GPU; on the CPU it is slower (see bench/train.py).
         xla = self.on_gpu if xla is None else xla
         self.epoch = epoch_of(
-            model.network, self.batch, self.loss_weights, self.optimizer, losses, self.on_gpu, xla=xla
+            model.network, self.batch, self.loss_weights, self.optimizer, losses, self.on_gpu, xla, group, self.share
         )
         self.validate = validation_of(model.network, model.correction, self.on_gpu)
         self.loss_name = None if compiled.loss is None else compiled.loss.name
+        self._vary()
 
     def _optimizer(self, wanted: Any) -> Any:
         settings, body = self.settings, self.model.network.body
@@ -108,6 +117,12 @@ class Trainer:
             optimizer = keras.optimizers.get(wanted)
         optimizer.build(body.trainable_variables)
         return optimizer
+
+    def _vary(self) -> None:
+        """Let every member drop units of its own: else row k of all members' shares would lose the same."""
+        for variable in self.model.network.body.variables:
+            if self.group.rank and "seed" in variable.name:
+                variable.assign(variable + np.array([self.group.rank, 0], dtype=variable.dtype))
 
     # -- rows -----------------------------------------------------------------------------------------------------
 
@@ -139,10 +154,10 @@ class Trainer:
             for k in range(self.passes):
                 turn = ((epoch - 1) * self.chunks.count + i) * self.passes + k + 1
                 order = permutation(len(part), self.settings.seed, turn, self.on_gpu)
-                total += float(self.epoch(part.tensors(), order))
-                steps += len(part) // self.batch
+                total += float(self.epoch(part.tensors(), order[: self.steps[i] * self.share]))
+                steps += self.steps[i]
             if progress is not None and len(self.sizes) > 1:
-                progress.advance(len(part) * self.passes, f"epoch {epoch}, chunk of {len(part):,} rows")
+                progress.advance(self.sizes[i] * self.passes, f"epoch {epoch}, chunk of {self.sizes[i]:,} rows")
             del part
         return total / steps
 
@@ -152,6 +167,7 @@ class Trainer:
         rows = self.model.network.block
         for start in range(0, len(self.valid), rows):
             total += self.validate(self.valid.block(start, rows)).numpy().astype(np.float64)
+        total = self.group.sum(total)
         used = (self.loss_weights > 0) & (self.valid.totals > 0)
         return float(np.mean(total[used] / self.valid.totals[used] / self.base[used]))
 
@@ -194,16 +210,27 @@ class Trainer:
             listeners.on_epoch_end(state.epoch - 1, logs)
             if not np.isfinite(logs["loss"]):
                 break
-            if checkpoint and checkpoint.due():
+            if checkpoint and self.group.rank == 0 and checkpoint.due():
                 self._save(checkpoint, state)
         if self.only is None:
             parts.close()  # type: ignore[attr-defined]
         for variable, weight in zip(body.variables, state.weights, strict=True):
             variable.assign(weight)
+        self._check_equal()
         model.best_epoch = state.best_epoch
         rates = [h["samples_per_second"] for h in model.history]
         model.samples_per_second = float(np.median(rates[1:] or rates)) if rates else 0.0
         listeners.on_train_end()
+
+    def _check_equal(self) -> None:
+        """Raises ModelError where the members of the group did not end with the same weights."""
+        weights = self.model.network.weights()
+        digest = hashlib.sha256(b"".join(weights[name].tobytes() for name in weights)).hexdigest()
+        if len(set(self.group.exchange(digest))) > 1:
+            raise ModelError(
+                "the devices' weights came apart, so that no one model was trained: use devices of one kind, with the "
+                "same libraries, or model.devices=1"
+            )
 
     def _epoch(self, state: Course, parts: Iterator[Resident], progress: Any) -> dict[str, float]:
         """Train an epoch and look at the validation rows; what Keras callbacks get as logs."""
@@ -211,7 +238,7 @@ class Trainer:
         loss = self.learn(state.epoch, parts, progress)
         seconds = time.perf_counter() - started
         score = self.score()
-        rate = self.passes * sum(n // self.batch for n in self.sizes) * self.batch / seconds
+        rate = self.passes * sum(self.steps) * self.batch / seconds
         logs = {"loss": loss, "val_loss": score, "samples_per_second": rate, **self.measured()}
         history = {"loss": loss, "validation": score, "seconds": seconds, **logs}
         del history["val_loss"]
@@ -239,7 +266,7 @@ class Trainer:
             "architecture": self.model.network.architecture.to_dict(),
             "labels": [asdict(label) for label in self.model.labels],
             "settings": self.settings.model_dump(mode="json"),
-            "rows": [list(self.sizes), len(self.valid), self.valid.totals.tolist()],
+            "rows": [self.agreed.members, self.validated, self.valid.totals.tolist()],
             "sequences": self.contents,
             "normalisation": hashlib.sha256(b"".join(w.numpy().tobytes() for w in normalise)).hexdigest(),
             "optimizer": str({**self.optimizer.get_config(), "name": type(self.optimizer).__name__}),
@@ -258,16 +285,31 @@ class Trainer:
 
     def _resume(self, checkpoint: Checkpoint) -> Course | None:
         """Where the training that left the checkpoint was; None without one."""
-        loaded = checkpoint.load(self.fingerprint())
+        loaded = self._loaded(checkpoint)
         if loaded is None:
             return None
         arrays, state = loaded
         for kind, several in self._kept().items():
             for i, variable in enumerate(several):
                 variable.assign(arrays[f"{kind}/{i}"])
+        self._vary()
         self.model.history[:] = state["history"]
         weights = [tf.constant(arrays[f"best/{i}"]) for i in range(len(self.model.network.body.variables))]
         return Course(state["best"], weights, state["best_epoch"], state["epoch"], state["waited"])
+
+    def _loaded(self, checkpoint: Checkpoint) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+        """What the first member finds in its file, the same for all: nobody else needs to see the file."""
+        first = self.group.rank == 0
+        found = checkpoint.load(self.fingerprint()) if first else None
+        if self.group.size == 1:
+            return found
+        arrays, state = found or ({}, None)
+        told = [state, {name: [str(a.dtype), list(a.shape)] for name, a in arrays.items()}]
+        state, shapes = self.group.exchange(told)[0]
+        if state is None:
+            return None
+        nothing = {name: np.zeros(shape, dtype) for name, (dtype, shape) in shapes.items()}
+        return {name: self.group.sum((arrays if first else nothing)[name]) for name in shapes}, state
 
 
 @dataclass
@@ -290,9 +332,3 @@ class Course:
 
     def over(self, patience: int) -> bool:
         return self.waited > patience
-
-
-def batch_of(sizes: Sequence[int], wanted: int) -> int:
-    """Rows of a batch: at most a twentieth of all, and no more than the smallest chunk has."""
-    batch = min(wanted, max(SMALLEST_BATCH, sum(sizes) // 20))
-    return min(batch, min(n for n in sizes if n))
