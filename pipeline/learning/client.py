@@ -227,8 +227,8 @@ def _pooled(pool: Pool, client: str, models: Path, whole: bool = True) -> Client
     if wrong:
         return None
     registry.use(models, client, found.version)
-    line = f"{rows:,} decision points, too few positives for a model of its own: the pooled one is used; "
-    line += "; ".join(_headline(n, m) for n, m in metrics.items())
+    said = [f"{rows:,} decision points, too few positives for a model of its own: the pooled one is used"]
+    line = "; ".join([*said, *(_headline(n, m) for n, m in metrics.items())])
     return ClientModel(found.version, rows, metrics, line, serving=found.version, pooled=True)
 
 

@@ -137,7 +137,8 @@ def absolute(settings: Gate, head: Any, metrics: Mapping[str, Any]) -> list[str]
     found = []
     entropy, ratio = metrics.get("normalized_entropy"), metrics.get("expected_over_observed")
     if entropy is not None and entropy >= settings.entropy:
-        found.append(f"normalised entropy {entropy:.3f}, at {settings.entropy:g} it is no better than the base rate")
+        why = "no better than the base rate" if settings.entropy == 1 else "the limit of gate.entropy"
+        found.append(f"normalised entropy {entropy:.3f}; from {settings.entropy:g} on it is refused: {why}")
     gini = metrics.get("normalized_gini")
     if head.kind == "value" and (gini is None or gini <= 0):
         found.append(f"normalised Gini {'undefined' if gini is None else f'{gini:.3f}'}, at 0 the order is random")
@@ -145,7 +146,8 @@ def absolute(settings: Gate, head: Any, metrics: Mapping[str, Any]) -> list[str]
     noise = 1.96 / positives**0.5
     low, high = min(low, float(np.exp(-noise))), max(high, float(np.exp(noise)))
     if ratio is None or not low <= ratio <= high:
-        said = "is undefined" if ratio is None else f"{ratio:.2f}"
+        # Never a number that reads as if it were inside.
+        said = "is undefined" if ratio is None else f"{ratio:.{4 if low <= round(ratio, 2) <= high else 2}f}"
         found.append(f"expected/observed {said}, outside {low:.2f} to {high:.2f}")
     return found
 

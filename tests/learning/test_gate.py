@@ -102,6 +102,8 @@ def test_an_exact_model_of_few_positives_is_seldom_called_miscalibrated() -> Non
     assert called / 2000 < 0.07
     metrics = {"positives": 100, "normalized_entropy": 0.9, "expected_over_observed": 1.26}
     assert absolute(Gate(), HEADS[0], metrics) == ["expected/observed 1.26, outside 0.80 to 1.25"]
+    metrics["expected_over_observed"] = 0.7962
+    assert absolute(Gate(), HEADS[0], metrics) == ["expected/observed 0.7962, outside 0.80 to 1.25"]
 
 
 def test_an_outcome_that_the_champion_has_refuses_the_version() -> None:
