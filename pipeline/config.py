@@ -175,6 +175,8 @@ def _assign(tree: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"the value of {override!r} is not YAML: {error}") from None
+    except ValueError as error:  # of a date that is not in the calendar
+        raise ConfigError(f"the value of {override!r} cannot be read: {error}") from None
     *path, last = key.strip().split(".")
     for part in path:
         below = tree.setdefault(part, {})
@@ -227,6 +229,8 @@ def load(path: str | Path | None = None, overrides: list[str] | None = None) -> 
             raise ConfigError(f"cannot read the configuration file {str(path)!r}: {error.strerror}") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"the configuration file {str(path)!r} is not YAML: {error}") from None
+        except ValueError as error:  # of a date that is not in the calendar
+            raise ConfigError(f"the configuration file {str(path)!r} cannot be read: {error}") from None
         if not isinstance(tree, dict):
             raise ConfigError(f"the configuration file {str(path)!r} holds a {type(tree).__name__}, not options")
         tree.setdefault("name", re.sub(r"[^A-Za-z0-9._-]", "-", Path(path).stem) or "run")

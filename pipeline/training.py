@@ -149,6 +149,7 @@ def _check_kinds(context: Context) -> None:
     for name, outcome in config.outcomes.items():
         if not kinds.intersection(outcome.kinds):
             hint = did_you_mean(outcome.kinds[0], sorted(kinds))
+            hint += "" if hint.endswith("?") else "."
             raise ConfigError(
                 f"outcomes.{name}: the log has no {' or '.join(map(repr, outcome.kinds))} events; {hint} "
                 "Mend the name, map the log's own with source.kinds, or remove the outcome"

@@ -56,6 +56,8 @@ def test_a_duration_without_a_unit_is_refused() -> None:
         ("source={path: x, columns: {subscriber: u}}", "source.columns.ts: is required and absent"),
         ("name=../up", "name"),
         ("as_of=yesterday", "as_of"),
+        ("as_of=2026-13-45", "'as_of=2026-13-45' cannot be read: month must be in 1..12"),
+        ("as_of=2026-02-30T10:00:00", "cannot be read: day"),
         ("epochs", "write key=value"),
         ("=5", "write key=value"),
         ("model.epochs=[", "not YAML"),
@@ -71,8 +73,8 @@ def test_wrong_options_are_named(override: str, message: str) -> None:
 def test_wrong_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read .*none\.yaml"):
         load(tmp_path / "none.yaml")
-    for content in ("a: [", "just text", "- a list"):
-        (tmp_path / "bad.yaml").write_text(content)
+    for content in ("a: [", "just text", "- a list", "as_of: 2026-13-45", b"\xff\xfe"):
+        (tmp_path / "bad.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
         with pytest.raises(ConfigError, match=r"bad\.yaml"):
             load(tmp_path / "bad.yaml")
 
