@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -67,6 +68,7 @@ does not wait for the work in hand)."""
 
 KEPT = "finished stages are kept; the same command goes on from there"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+BARRED = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.EMFILE, errno.ENAMETOOLONG)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -188,10 +190,15 @@ def _main(argv: Sequence[str] | None) -> int:
         return 141
     except OSError as error:
         # Any write of any stage may be the one that no longer fits.
-        if error.errno not in FULL:
+        if error.errno in FULL:
+            said = f"{os.strerror(error.errno).lower()}: make room where runs and store are, or set them elsewhere"
+        elif error.errno in BARRED or (
+            type(error) is OSError and error.errno is None
+        ):  # the latter as of the Delta log
+            said = " ".join(re.sub(r"\x1b\[[0-9;]*m|↳", " ", str(error)).split()) + ": mend that and run again"
+        else:
             raise
-        what = os.strerror(error.errno).lower()
-        print(f"error: {what}: make room where runs and store are, or set them elsewhere; {KEPT}", file=sys.stderr)
+        print(f"error: {said}; {KEPT}", file=sys.stderr)
         return EventgrainError.exit_status
     except MemoryError:
         hint = "use more memory, more partitions, a smaller batch_rows, or model.downsample below 1"

@@ -108,9 +108,17 @@ def test_a_fault_of_the_program_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -
         (OSError(errno.ENOSPC, "Error writing bytes to file"), "error: no space left on device: make room"),
         (OSError(errno.EFBIG, "Error writing bytes to file"), "error: file too large: make room"),
         (MemoryError(), "error: out of memory: use more memory, more partitions"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "runs/demo/decisions"),
+            "error: [Errno 13] Permission denied: 'runs/demo/decisions': mend that and run again",
+        ),
+        (
+            OSError("Generic LocalFileSystem error\n  \x1b[31m↳\x1b[0m Unable to walk dir"),
+            "error: Generic LocalFileSystem error Unable to walk dir: mend that and run again",
+        ),
     ],
 )
-def test_a_full_machine_is_no_fault_of_the_program(
+def test_a_full_or_barred_machine_is_no_fault_of_the_program(
     error: Exception, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(*_: object, **__: object) -> NoReturn:
