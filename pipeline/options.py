@@ -151,8 +151,8 @@ class At(Section):
 
 
 GROUPS = (
-    *("counts", "recency", "rates", "streak", "tenure", "calendar", "gaps", "runs", "affinity", "match", "distinct"),
-    *("value", "lifetime", "tiles"),
+    *("counts", "recency", "rates", "streak", "volume", "tenure", "calendar", "gaps", "runs", "affinity", "match"),
+    *("distinct", "value", "lifetime", "tiles"),
 )
 
 

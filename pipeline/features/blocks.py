@@ -173,6 +173,13 @@ class Block:
         return local_time(self.xp, self.at, self.rows.timezone)
 
     @cached_property
+    def midnight(self) -> Array:
+        """int64[q]: when the decision's day began by that clock, microseconds UTC."""
+        day = self.local - self.local % DAY
+        near = self.at - self.local % DAY
+        return near - (local_time(self.xp, near, self.rows.timezone) - day)  # the clock may have changed since
+
+    @cached_property
     def local_hour(self) -> Array:
         return hour_of(self.local)
 

@@ -13,6 +13,7 @@ from pipeline.features.sequences import MASKED
 from pipeline.features.similarity import over
 from pipeline.features.spec import (
     BOUNCES,
+    DAY,
     ENDINGS,
     HISTORY,
     RESPONSES,
@@ -26,7 +27,7 @@ from pipeline.features.spec import (
 )
 from pipeline.options import KINDS, format_duration
 
-NEED_EXPOSURE = {"rates": "rates", "streak": "ignored streak", "gaps": "gaps", "runs": "runs"}
+NEED_EXPOSURE = {"rates": "rates", "streak": "ignored streak", "volume": "volume", "gaps": "gaps", "runs": "runs"}
 
 
 def specification(config: Config, kinds_present: Iterable[str]) -> FeatureSpec:
@@ -127,8 +128,12 @@ class _Log:
 # -- the groups: features, or what the log lacks for them -----------------------------------------------------------
 
 
+# In a short window hardly anybody has one, so that a model learns from a handful of people what it means.
+_RARE = (*BOUNCES, *ENDINGS, "subscribe")
+
+
 def _counts(log: _Log) -> list[Feature]:
-    return counts(log.kinds, log.finite)
+    return [f for f in counts(log.kinds, log.finite) if f.window == max(log.finite) or f.kind not in _RARE]
 
 
 def _recency(log: _Log) -> list[Feature]:
@@ -165,6 +170,13 @@ def _streak(log: _Log) -> list[Feature]:
     return [Feature("ignored_streak", "streak", definition, "events")]
 
 
+def _volume(log: _Log) -> list[Feature]:
+    if log.exposure is None:
+        return []
+    definition = f"{log.exposure} events in the 7d before the midnight (client's time zone) before at"
+    return [Feature(f"{log.exposure}_7d_to_midnight", "volume", definition, "events", log.exposure, 7 * DAY)]
+
+
 def _tenure(log: _Log) -> list[Feature]:
     return [
         Feature("tenure", "tenure", "days from the subscriber's first event to at, at least 0", "days"),
@@ -187,7 +199,7 @@ def _calendar(log: _Log) -> list[Feature]:
 
 def _lifetime(log: _Log) -> list[Feature]:
     rates = [_rate(log, kind, None) for kind in log.rated] if log.exposure else []
-    return [*counts(log.kinds, [None]), *rates]
+    return [*counts([k for k in log.kinds if k not in _RARE], [None]), *rates]
 
 
 def _tiles(log: _Log) -> list[Feature]:
@@ -203,6 +215,7 @@ def _tiles(log: _Log) -> list[Feature]:
         )
         for near, far in zip(log.finite, log.finite[1:], strict=False)
         for kind in log.kinds
+        if kind not in _RARE
     ]
 
 
@@ -322,6 +335,11 @@ def _match(log: _Log) -> list[Feature] | str:
             f"e of s^2 r d; n the {one} events' first {kind}s and d {below} of one family in {span(window)}; "
             f"r (n + {SMOOTH_HITS:g}) / (d + {SMOOTH_TRIALS:g}) of all families; {unknown}"
         )
+        rate = (
+            f"(n + {SMOOTH_HITS:g}) / (d + {SMOOTH_TRIALS:g}), n the {one} events' first {kind}s and d {below} of "
+            f"campaigns with a family in {span(window)}"
+        )
+        made.append(Feature(f"first_{kind}_rate_{label(window)}", "match", rate, "1", kind, window, how="rate"))
         name = f"family_{kind}_affinity_{label(window)}"
         made.append(Feature(name, "match", definition, "1", kind, window, how="affinity"))
     return made
@@ -332,6 +350,7 @@ _GROUPS = {
     "recency": _recency,
     "rates": _rates,
     "streak": _streak,
+    "volume": _volume,
     "tenure": _tenure,
     "calendar": _calendar,
     "gaps": _gaps,

@@ -41,9 +41,11 @@ def decided(part: Partition, row: Array | None, campaign: str | None, hidden: Ar
 
 
 def match(block: Block, feature: Feature) -> Array:
-    """Exposures of the family in a window, or how much more than usual they and those like them are answered."""
+    """Exposures of the family, the usual rate of answers, or how far beyond it the family and its like are answered."""
     if feature.how == "count":
         return _of_family(block, 0, feature.window)
+    if feature.how == "rate":
+        return _rate(block, *_role(block, feature.kind or ""), feature.window)
     return _affinity(block, feature.kind or "", feature.window)
 
 
@@ -52,11 +54,8 @@ def _affinity(block: Block, kind: str, window: int | None) -> Array:
 
     The estimate of one effect from several families: least squares on the likenesses, shrunk (ridge regression).
     """
-    spec, alike = block.spec, block.spec.similarity
-    kinds = similarity.answers(spec)
-    before = similarity.over(kind, spec.responses)
-    mine, base = kinds.index(kind) + 1, 0 if before is None else kinds.index(before) + 1
-    rate = (_all(block, mine, window) + SMOOTH_HITS) / (_delivered(block, _all, base, window) + SMOOTH_TRIALS)
+    alike, (mine, base) = block.spec.similarity, _role(block, kind)
+    rate = _rate(block, mine, base, window)
     expected = rate * _delivered(block, _of_family, base, window)
     beyond = _of_family(block, mine, window) - expected
     if alike is not None:
@@ -66,6 +65,17 @@ def _affinity(block: Block, kind: str, window: int | None) -> Array:
             beyond = beyond + weight * (found[:, mine, k] - usual)
             expected = expected + weight * weight * usual
     return beyond / (expected + WEIGHT)
+
+
+def _rate(block: Block, mine: int, base: int, window: int | None) -> Array:
+    """The subscriber's own rate, of all families, smoothed: float64[q]."""
+    return (_all(block, mine, window) + SMOOTH_HITS) / (_delivered(block, _all, base, window) + SMOOTH_TRIALS)
+
+
+def _role(block: Block, kind: str) -> tuple[int, int]:
+    """The roles of a kind of answers and of what they are over."""
+    kinds, before = similarity.answers(block.spec), similarity.over(kind, block.spec.responses)
+    return kinds.index(kind) + 1, 0 if before is None else kinds.index(before) + 1
 
 
 # -- counts of one role, see similarity.roles ----------------------------------------------------------------------

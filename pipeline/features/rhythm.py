@@ -1,4 +1,4 @@
-"""When a subscriber is sent to and answers: gaps between exposures, runs of answered and ignored ones, usual hours."""
+"""When a subscriber is sent to and answers: how much lately, gaps, runs of answered and ignored ones, usual hours."""
 
 from __future__ import annotations
 
@@ -11,6 +11,16 @@ from pipeline.features.kernels import prefix_count
 from pipeline.features.spec import DAY, Feature
 
 _SECOND = 1_000_000
+
+
+# -- volume ----------------------------------------------------------------------------------------------------
+
+
+def volume(block: Block, feature: Feature) -> Array:
+    """Exposures of the days before the decision's own."""
+    part, sent = block.part, block.rows.humans(feature.kind or "")
+    begin, end = (part.positions(block.seg, block.midnight - window) for window in (feature.window or 0, 0))
+    return sent.before[end] - sent.before[begin]
 
 
 # -- gaps ------------------------------------------------------------------------------------------------------

@@ -38,8 +38,8 @@ class Similarity:
 
 
 def answers(spec: Any) -> tuple[str, ...]:
-    """The kinds of answers that the affinities of a FeatureSpec are made from."""
-    asked = {f.kind for f in spec.features if f.op == "match" and f.how == "affinity"}
+    """The kinds of answers that the affinities and rates of a FeatureSpec are made from."""
+    asked = {f.kind for f in spec.features if f.op == "match" and f.how != "count"}
     return tuple(k for k in spec.kinds if k in asked or (k == over("click", spec.responses) and "click" in asked))
 
 

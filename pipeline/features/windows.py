@@ -110,6 +110,7 @@ COLUMNS: dict[str, Callable[[Block, Feature], Any]] = {
     "hour_cos": _wave("cos", 24),
     "weekday_sin": _wave("sin", 7),
     "weekday_cos": _wave("cos", 7),
+    "volume": rhythm.volume,
     "gap": rhythm.gap,
     "run": rhythm.run,
     "affinity": rhythm.affinity,

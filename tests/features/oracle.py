@@ -46,6 +46,10 @@ def feature(
         elif f.op == "streak":
             answered = max([e.ts for e in seen if e.event in spec.responses], default=-(2**63))
             out[f.name] = sum(e.event == spec.exposure and e.ts > answered for e in seen)
+        elif f.op == "volume":
+            day = local(at, timezone).replace(hour=0, minute=0, second=0, microsecond=0)
+            midnight = int(day.timestamp()) * 1_000_000
+            out[f.name] = sum(e.event == f.kind and midnight - (f.window or 0) <= e.ts < midnight for e in seen)
         elif f.op == "tenure":
             out[f.name] = max([at - e.ts for e in everything], default=0) / DAY
         elif f.op == "history":
@@ -125,6 +129,8 @@ def match(spec: FeatureSpec, f: Feature, seen: list[Event], at: int, campaign: s
     if f.how == "count":
         return number(f.kind, mine)
     rate = (number(f.kind, None) + 1) / (trials(None) + 10)
+    if f.how == "rate":
+        return rate
     alike = {mine: 1.0} if mine else {}
     if spec.similarity is not None and mine in spec.similarity.names:
         row = spec.similarity.weights[spec.similarity.names.index(mine)]

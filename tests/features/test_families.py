@@ -90,7 +90,7 @@ def test_agrees_with_plain_python(backend: Backend, seed: int, spec: FeatureSpec
     events = a_log(seed)
     table = made(events, backend, request(), spec)
     names = [f.name for f in spec.features if f.op == "match"]
-    assert [n[-3:] for n in names] == [("_7d" if spec is LATELY else "ver")] * 3
+    assert [n[-3:] for n in names] == [("_7d" if spec is LATELY else "ver")] * 5
     sends = [e for e in events if e.event == "send"]
     for send, row in zip(sends, columns(table, backend, names).tolist(), strict=True):
         expected = oracle.feature(spec, events, send.key, send.ts, campaign=send.campaign)

@@ -58,7 +58,7 @@ def test_a_log_that_is_not_email() -> None:
     assert not [n for n in spec.names if "rate" in n or n == "ignored_streak"]
     lacking, match = spec.absent  # and not a word of opens and clicks
     assert match.startswith("match: the log has no campaigns")
-    assert lacking.startswith("rates, ignored streak, gaps and runs: the log has no exposure kind")
+    assert lacking.startswith("rates, ignored streak, volume, gaps and runs: the log has no exposure kind")
 
 
 def test_an_outcome_of_one_s_own_is_a_response() -> None:

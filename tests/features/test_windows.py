@@ -5,9 +5,11 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 
 from pipeline.backend import Backend
+from pipeline.config import Config
 from pipeline.features.samples import SampleRequest
 from pipeline.features.spec import FeatureSpec
 from pipeline.features.table import feature_table
+from tests.features import oracle
 from tests.features.logs import DAY, KINDS, Event, frame_of, logs, random_log
 
 WINDOWS = [DAY, 3 * DAY, 30 * DAY]
@@ -52,8 +54,6 @@ def test_counts_of_a_large_log_agree_with_sql(backend: Backend) -> None:
 
 def test_hour_and_weekday_are_of_the_client_s_zone(backend: Backend) -> None:
     spec = FeatureSpec.counts(KINDS, [DAY], "send")
-    from pipeline.config import Config
-
     full = FeatureSpec.from_config(Config(), KINDS)
     spec = full.select(["hour_sin", "hour_cos", "weekday_sin", "weekday_cos"])
     asked = SampleRequest("train", as_of=2**60, heads=(), exposure="send", timezone="Asia/Tokyo")
@@ -67,3 +67,16 @@ def test_hour_and_weekday_are_of_the_client_s_zone(backend: Backend) -> None:
         for h, d in ((21, 6), (1, 0))
     ]
     assert found.tolist() == np.array(expected, dtype=np.float32).tolist()
+
+
+def test_the_week_before_midnight_is_of_the_client_s_clock(backend: Backend) -> None:
+    """Hourly sends around the day that Berlin's clocks go forward: 2026-03-29."""
+    hour, zone = 3_600_000_000, "Europe/Berlin"
+    begin = 1_774_000_000_000_000 // hour * hour + 1  # 2026-03-20
+    events = [Event(1, begin + i * hour, "send", None, i) for i in range(24 * 20)]
+    spec = FeatureSpec.from_config(Config(features={"groups": ["volume"]}), KINDS)
+    assert spec.names == ["send_7d_to_midnight"]
+    asked = SampleRequest("train", as_of=2**60, heads=(), exposure="send", timezone=zone)
+    found = backend.to_host(feature_table(frame_of(events, backend), spec, asked, backend).X)[:, 0]
+    assert found.tolist() == [oracle.feature(spec, events, 1, e.ts, zone)["send_7d_to_midnight"] for e in events]
+    assert set(found[-24 * 9 :].tolist()) == {168}
