@@ -128,16 +128,12 @@ class Contest:
 
         return TrainedModel(model.network, [replace(label, positive_weight=1.0, gamma=0.0) for label in model.labels])
 
-    def subscribers(self, table: Any, rows: Any) -> np.ndarray:
-        keys = self.backend.column(table.keys["subscriber_key"])
-        return np.asarray(self.backend.to_host(keys[rows.index]))
-
     def calibrate(self, model: Any, table: Any) -> None:
         from pipeline.features.samples import VALIDATION
         from pipeline.learning.rows import select
 
         valid = select(table, VALIDATION)
-        model.calibrate(valid, self.subscribers(table, valid), "auto", self.settings.model.seed)
+        model.calibrate(valid, *table.points(valid.index), "auto")
 
     def measured(self, model: Any, table: Any) -> dict[str, dict[str, Any]]:
         from pipeline.features.samples import HOLDOUT
@@ -150,7 +146,7 @@ class Contest:
         known = true_probabilities(self.settings, self.client, ids)
         truth = np.stack([known.get(head.name, np.full(len(ids), np.nan)) for head in model.heads], axis=1)
         p, (y, mask, weight) = model.predict(table.X, rows.index), (rows.take(n) for n in ("y", "mask", "weight"))
-        whose = self.subscribers(table, rows)
+        whose = table.points(rows.index)[0]
         return evaluate(p, y, mask, weight, model.heads, truth=truth, cluster=whose)
 
     def slices(self, seed: int) -> list[dict[str, Any]]:
@@ -160,7 +156,7 @@ class Contest:
 
         table, _ = self.table(1.0)
         valid = select(table, VALIDATION)
-        whose = self.subscribers(table, valid)
+        whose = table.points(valid.index)[0]
         half = np.isin(whose, np.random.default_rng(seed).permutation(np.unique(whose))[::2])
         index = self.backend.xp.flatnonzero(table.split == VALIDATION)
         halves = [valid.chosen(index[self.backend.asarray(np.flatnonzero(some))]) for some in (half, ~half)]
@@ -178,10 +174,10 @@ class Contest:
 
         holdout, scores = select(table, HOLDOUT), []
         for rows in (stopped, other):
-            model.calibrate(rows, self.subscribers(table, rows), "temperature")
+            model.calibrate(rows, *table.points(rows.index), "temperature")
             scores.append(self.backend.to_host(model.predict(table.X, holdout.index)).astype(np.float64))
         y, mask, weight = (self.backend.to_host(holdout.take(n)) for n in ("y", "mask", "weight"))
-        clusters, found = self.subscribers(table, holdout), []
+        clusters, found = table.points(holdout.index)[0], []
         for h, head in enumerate(model.heads):
             some = mask[:, h] > 0
             first, second = (score[some, h] for score in scores)

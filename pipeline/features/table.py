@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from pipeline.backend import Array, Backend, Frame, backend_of
 from pipeline.errors import DataError
 from pipeline.features import families, own, samples, windows
@@ -51,6 +53,13 @@ class FeatureTable:
 
     def __len__(self) -> int:
         return len(self.X)
+
+    def points(self, rows: Array | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Of some rows, int64[m], or of all: subscriber key and time of decision (us, UTC), int64[m], on the host."""
+        backend = backend_of(self.X)
+        columns = [backend.column(c) for c in (self.keys["subscriber_key"], self.keys["at"].astype("datetime64[us]"))]
+        key, at = (np.asarray(backend.to_host(c if rows is None else c[rows])) for c in columns)
+        return key, at
 
     def take(self, rows: Array) -> FeatureTable:
         """Only some rows, int64[m], in their order; ``counts`` stay those of the whole."""

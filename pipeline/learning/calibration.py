@@ -3,10 +3,12 @@
 ``temperature``: slope and intercept of the logit, a positive slope (Platt 1999; Guo et al. 2017 with an intercept);
 ``isotonic``: the best step function that never falls (Zadrozny and Elkan 2002), which makes ties and needs more rows.
 
-``auto`` calibrates a head only where that is needed and can be told: at least MINIMUM positive and negative rows, and
-the log loss of subscribers that the calibration was not fitted to (FOLDS folds) better by more than noise, the lower
-end of its 90% interval above zero. Isotonic is tried from ISOTONIC positive rows on, and taken where it is better than
-the temperature by more than noise.
+``auto`` calibrates a head only where that is needed and can be told: at least MINIMUM positive and negative rows, of
+DAYS days, and the log loss of days that the calibration was not fitted to (FOLDS runs of days) better by more than
+noise, the lower end of its 90% interval above zero. Rows of a day share its campaigns, whose luck moves the level of
+all of them, and rows of a subscriber share the person, so the noise is that of whole days or of whole subscribers,
+whichever is larger; taking rows, or subscribers alone, for independent would calibrate to the luck of two weeks.
+Isotonic is tried from ISOTONIC positive rows on, and taken where it is better than the temperature by more than noise.
 """
 
 from __future__ import annotations
@@ -20,12 +22,13 @@ import numpy as np
 
 from pipeline.backend import Array, backend_of
 from pipeline.errors import ModelError
-from pipeline.learning.intervals import EPSILON, Resamples, Z
+from pipeline.learning.intervals import EPSILON, LEVEL, Resamples
 
 Kind = Literal["none", "temperature", "isotonic"]
 
 MINIMUM = 200  # rows of either class; fewer say too little about a slope
 ISOTONIC = 1_000  # positive rows from which isotonic is no worse than a slope (Niculescu-Mizil and Caruana 2005)
+DAYS = 7  # of rows; fewer cannot tell a wrong level from the luck of a few campaigns
 FOLDS = 5
 NO_MODEL = "it has no model"  # why an outcome that predicts its base rate is not calibrated
 
@@ -72,13 +75,13 @@ class Calibration:
 
 
 def calibrate(
-    p: np.ndarray, y: np.ndarray, weight: np.ndarray, cluster: np.ndarray, wanted: str = "auto", seed: int = 0
+    p: np.ndarray, y: np.ndarray, weight: np.ndarray, cluster: np.ndarray, day: np.ndarray, wanted: str = "auto"
 ) -> Calibration:
     """The calibration of one head, from rows that neither trained it nor will measure it.
 
     Args:
         p: float[n], predicted probability. y: float[n], 0 or 1. weight: float[n], above 0.
-        cluster: [n], each row's subscriber. wanted: auto, none, temperature or isotonic. seed: of the folds.
+        cluster, day: [n], each row's subscriber and the day of its decision. wanted: auto, none, temperature, isotonic.
     """
     p, y, weight = (np.asarray(a, dtype=np.float64) for a in (p, y, weight))
     few = int(min((y > 0).sum(), (y <= 0).sum()))
@@ -90,7 +93,7 @@ def calibrate(
         return isotonic(p, y, weight, "asked for")
     if wanted == "temperature":
         return temperature(p, y, weight, "asked for")
-    return _best(p, y, weight, cluster, seed)
+    return _best(p, y, weight, Resamples.of(cluster), Resamples.of(day))
 
 
 def temperature(p: np.ndarray, y: np.ndarray, weight: np.ndarray, reason: str = "") -> Calibration:
@@ -123,12 +126,13 @@ def isotonic(p: np.ndarray, y: np.ndarray, weight: np.ndarray, reason: str = "")
     return Calibration("isotonic", x=tuple(map(float, x)), y=tuple(map(float, level)), reason=reason)
 
 
-def _best(p: np.ndarray, y: np.ndarray, weight: np.ndarray, cluster: np.ndarray, seed: int) -> Calibration:
+def _best(p: np.ndarray, y: np.ndarray, weight: np.ndarray, people: Resamples, days: Resamples) -> Calibration:
     """As the head of this file says of ``auto``."""
-    groups = Resamples.of(cluster)
-    fold = np.random.default_rng(seed).permutation(groups.clusters)[groups.group] % FOLDS
+    if days.clusters < DAYS:
+        return Calibration(reason=f"rows of {days.clusters} days, {DAYS} needed")
+    fold = days.group * FOLDS // days.clusters
     if min(int((y[fold != k] > 0).sum()) for k in range(FOLDS)) < MINIMUM // 2:
-        return Calibration(reason="nearly all positive rows are of few subscribers")
+        return Calibration(reason="nearly all positive rows are of few days")
     out = {"none": _loss(p, y)}
     for name, fit in (("temperature", temperature), ("isotonic", isotonic)):
         if name == "isotonic" and (y > 0).sum() < ISOTONIC:
@@ -141,7 +145,7 @@ def _best(p: np.ndarray, y: np.ndarray, weight: np.ndarray, cluster: np.ndarray,
     chosen, words = "none", "no calibration is better than none by more than noise"
     for name in ("temperature", "isotonic"):
         if name in out:
-            gain, low, high = _gain(out[chosen] - out[name], weight, groups)
+            gain, low, high = _gain(out[chosen] - out[name], weight, (people, days))
             if low > 0:
                 chosen, words = name, f"log loss {gain:.2g} lower ({low:.2g} to {high:.2g}) than with {chosen}"
     fits = {"temperature": temperature, "isotonic": isotonic}
@@ -153,9 +157,15 @@ def _loss(p: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.asarray(-(y * np.log(sure) + (1 - y) * np.log1p(-sure)))
 
 
-def _gain(gain: np.ndarray, weight: np.ndarray, groups: Resamples) -> tuple[float, float, float]:
-    """Weighted mean of rows' gains and its 90% interval, over clusters (linearised)."""
+def _gain(gain: np.ndarray, weight: np.ndarray, groupings: tuple[Resamples, ...]) -> tuple[float, float, float]:
+    """Weighted mean of rows' gains and its 90% interval, the widest of those by clusters (linearised, Student's t)."""
+    from scipy.stats import t
+
     mean = float(np.average(gain, weights=weight))
-    sums = np.bincount(groups.group, weight * (gain - mean), groups.clusters)
-    half = Z * float(np.sqrt((sums**2).sum()) / weight.sum())
+    half = 0.0
+    for groups in groupings:
+        n = max(groups.clusters, 2)
+        sums = np.bincount(groups.group, weight * (gain - mean), groups.clusters)
+        error = float(np.sqrt((sums**2).sum() * n / (n - 1)) / weight.sum())
+        half = max(half, float(t.ppf((1 + LEVEL) / 2, n - 1)) * error)
     return mean, mean - half, mean + half

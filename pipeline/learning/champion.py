@@ -95,7 +95,7 @@ def _predictions(
             known = context_of(store, client, spec.context, request, hourly(rollups, client), ranges)
         tasks = feature_tables(store, client, spec, request, ranges, known)
         own = concat(dask.compute(*tasks, scheduler="threads"))
-        mine, wanted = (_points(t, backend) for t in (own, table))
+        mine, wanted = (_points(t) for t in (own, table))
         if not np.array_equal(mine, wanted):
             raise ModelError(f"{len(mine)} decision points where {len(wanted)} were expected")
         table = own
@@ -103,11 +103,9 @@ def _predictions(
     return np.asarray(backend.to_host(model.predict(rows.X, rows.index, sequences=rows.sequences)), dtype=np.float64)
 
 
-def _points(table: FeatureTable, backend: Backend) -> np.ndarray:
+def _points(table: FeatureTable) -> np.ndarray:
     """Who and when each hold-out row is, int64[m, 2]; rows of one table are in the order of the total key."""
-    index = select(table, HOLDOUT).index
-    columns = [table.keys["subscriber_key"], table.keys["at"].astype("datetime64[us]")]
-    return np.stack([backend.to_host(backend.column(c)[index]) for c in columns], axis=1)
+    return np.stack(table.points(select(table, HOLDOUT).index), axis=1)
 
 
 def _columns(

@@ -134,8 +134,7 @@ def _train_own(
                 devices, store, client, config, settings, data.recipe, backend, models, cluster, progress
             ),
         )
-    subscribers = backend.column(table.keys["subscriber_key"])
-    model.calibrate(valid, backend.to_host(subscribers[valid.index]), config.model.calibration, config.model.seed)
+    model.calibrate(valid, *table.points(valid.index), config.model.calibration)
     p = model.predict(table.X, holdout.index, sequences=table.sequences)
     ideal, unknown = _ideal(store, config, client, model, table, holdout, backend)
     metrics = evaluate(
@@ -150,7 +149,7 @@ def _train_own(
         references=None if ideal is None else {"ideal": ideal},
         notes=model.notes,
         calibration=model.calibration,
-        cluster=backend.to_host(subscribers[holdout.index]),
+        cluster=table.points(holdout.index)[0],
         seed=config.model.seed,
     )
     spec = table.spec
@@ -165,7 +164,7 @@ def _train_own(
         metrics,
         gate.Holdout.of(p, holdout, table),
         champion,
-        drift.of_table(table, backend.to_host(subscribers), seed=config.model.seed),
+        drift.of_table(table, table.points()[0], seed=config.model.seed),
         config.model.seed,
     )
     gate.set_aside(model, verdict, metrics)

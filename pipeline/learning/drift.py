@@ -83,7 +83,7 @@ def of_table(
         seed: of the rows that are looked at, where there are more than ROWS.
     """
     backend = backend_of(table.X)
-    since = backend.to_host(backend.column(table.keys["at"].astype("datetime64[us]"))).astype(np.int64)
+    since = table.points()[1].copy()
     split, late = backend.to_host(table.split), np.zeros(len(table), dtype=bool)
     for rows in logs:
         mine = since[rows]

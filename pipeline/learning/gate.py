@@ -71,13 +71,12 @@ class Holdout:
     def of(cls, p: Any, rows: Any, table: Any) -> Holdout:
         """The hold-out ``rows`` of a FeatureTable, and the challenger's predictions of them, float32[m, H]."""
         backend = backend_of(table.X)
-        key = backend.column(table.keys["subscriber_key"])[rows.index]
 
         def host(array: Any) -> np.ndarray:
             return np.asarray(backend.to_host(array), dtype=np.float64)
 
         y, mask, weight = (host(rows.take(name)) for name in ("y", "mask", "weight"))
-        return cls(host(p), y, mask, weight, np.asarray(backend.to_host(key)))
+        return cls(host(p), y, mask, weight, table.points(rows.index)[0])
 
 
 def judge(

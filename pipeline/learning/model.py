@@ -18,6 +18,7 @@ from pipeline.learning.models import BLOCK, Architecture, Head, Network
 from pipeline.learning.resident import blocks, cut
 from pipeline.learning.rows import Rows, needed
 from pipeline.learning.tensors import aligned, shards, tensor, tf, to_array
+from pipeline.options import UNITS
 
 
 @dataclass
@@ -98,12 +99,12 @@ class TrainedModel:
                 out[:, h] = self.calibration[self.heads[h].name].apply(out[:, h])
         return out
 
-    def calibrate(self, rows: Rows, cluster: np.ndarray, wanted: str, seed: int = 0) -> None:
+    def calibrate(self, rows: Rows, cluster: np.ndarray, at: np.ndarray, wanted: str) -> None:
         """Calibrate every learned binary head on rows later than those of training; see calibration.py.
 
         Args:
-            rows: neither of training nor of the hold-out. cluster: [m], each row's subscriber, on the host.
-            wanted: as ``model.calibration``.
+            rows: neither of training nor of the hold-out. cluster, at: [m], each row's subscriber and when it is
+                decided (microseconds UTC), on the host. wanted: as ``model.calibration``.
         """
         self.calibration = {}
         if not len(rows):
@@ -111,11 +112,11 @@ class TrainedModel:
         host = backend_of(rows.X).to_host
         p = host(self.predict(rows.X, rows.index, sequences=rows.sequences))
         y, mask, weight = (host(rows.take(name)) for name in ("y", "mask", "weight"))
-        found = {}
+        day, found = at // UNITS["d"], {}
         for h, (head, label) in enumerate(zip(self.heads, self.labels, strict=True)):
             if label.learned and head.kind == "binary":
                 some = (mask[:, h] > 0) & (weight > 0)
-                found[head.name] = calibrate(p[some, h], y[some, h], weight[some], cluster[some], wanted, seed)
+                found[head.name] = calibrate(p[some, h], y[some, h], weight[some], cluster[some], day[some], wanted)
         self.calibration = found
 
     def describe(self) -> dict[str, Any]:

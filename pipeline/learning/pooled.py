@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.backend import Backend, backend_of
+from pipeline.backend import Backend
 from pipeline.config import Config
 from pipeline.errors import ModelError
 from pipeline.features import table as features
@@ -209,7 +209,8 @@ class Pool:
         with Progress("train, all clients", len(rows) * config.model.epochs, "samples") as progress:
             model = train(rows, valid, heads_of(config), config.model, progress)
         index = self.backend.to_host(valid.index)
-        model.calibrate(valid, whose(table, slices)[index], config.model.calibration, config.model.seed)
+        at = table.points(valid.index)[1]
+        model.calibrate(valid, whose(table, slices)[index], at, config.model.calibration)
         p = np.asarray(self.backend.to_host(model.predict(table.X)))
         index = self.backend.to_host(holdout.index)
         y, mask, weight = (np.asarray(self.backend.to_host(holdout.take(n))) for n in ("y", "mask", "weight"))
@@ -314,8 +315,7 @@ def water_level(sizes: list[int], budget: int) -> int:
 
 def whose(table: features.FeatureTable, slices: dict[str, slice]) -> np.ndarray:
     """A number for each row's client and subscriber together, int64[n]."""
-    backend = backend_of(table.X)
-    key = np.asarray(backend.to_host(backend.column(table.keys["subscriber_key"])))
+    key, _ = table.points()
     client = np.zeros(len(key), dtype=np.int64)
     for i, rows in enumerate(slices.values()):
         client[rows] = i

@@ -12,15 +12,19 @@ from pipeline.learning.calibration import ISOTONIC, MINIMUM, Calibration, calibr
 from pipeline.learning.model import TrainedModel
 from pipeline.learning.models import Head
 from pipeline.learning.train import train
-from pipeline.options import Model
+from pipeline.options import UNITS, Model
 from tests.learning.data import planted
 
+Drawn = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
-def drawn(seed: int, n: int = 40_000, base: float = -3.0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """True probabilities, labels, weights, and four rows a subscriber."""
+
+def drawn(seed: int, n: int = 40_000, base: float = -3.0, luck: float = 0.0) -> Drawn:
+    """Predictions, labels, weights, four rows a subscriber and 14 days. They are the true probabilities, but for what
+    raises or lowers the logits of all rows of a day, by ``luck`` standard deviations."""
     rng = np.random.default_rng(seed)
-    p = 1 / (1 + np.exp(-(base + 1.2 * rng.standard_normal(n))))
-    return p, (rng.random(n) < p).astype(float), np.ones(n), np.arange(n) // 4
+    z, day = base + 1.2 * rng.standard_normal(n), np.arange(n) % 14
+    truth = 1 / (1 + np.exp(-z - luck * rng.standard_normal(14)[day]))
+    return 1 / (1 + np.exp(-z)), (rng.random(n) < truth).astype(float), np.ones(n), np.arange(n) // 4, day
 
 
 def logit(p: np.ndarray) -> np.ndarray:
@@ -38,9 +42,17 @@ def test_auto_leaves_exact_probabilities_alone() -> None:
     assert kinds.count("none") >= 17
 
 
+def test_auto_does_not_take_the_luck_of_a_few_days_for_a_wrong_level() -> None:
+    """Days as different as those of campaigns are: to the next days nothing of it carries over."""
+    samples = [drawn(seed, 30_000, luck=0.8) for seed in range(16)]
+    assert [calibrate(*sample).kind for sample in samples].count("none") >= 13
+    mixed = [(*sample[:4], np.random.default_rng(0).permutation(sample[4])) for sample in samples]
+    assert [calibrate(*sample).kind for sample in mixed].count("none") <= 8  # as if rows of a day shared nothing
+
+
 def test_auto_finds_a_wrong_slope_and_puts_it_right() -> None:
-    p, y, weight, who = drawn(0)
-    found = calibrate(bent(p), y, weight, who)
+    p, y, weight, who, day = drawn(0)
+    found = calibrate(bent(p), y, weight, who, day)
     assert found.kind == "temperature"
     assert found.slope == pytest.approx(1 / 1.7, abs=0.03)
     assert found.intercept == pytest.approx(-0.8 / 1.7, abs=0.1)
@@ -50,9 +62,9 @@ def test_auto_finds_a_wrong_slope_and_puts_it_right() -> None:
 
 
 def test_auto_takes_isotonic_only_where_no_slope_will_do() -> None:
-    p, y, weight, who = drawn(0, 80_000, base=-2.0)
+    p, y, weight, who, day = drawn(0, 80_000, base=-2.0)
     stairs = np.where(p < 0.1, p * 0.2, np.where(p < 0.3, 0.05 + p * 0.1, p))  # a wrong shape, in the same order
-    found = calibrate(stairs, y, weight, who)
+    found = calibrate(stairs, y, weight, who, day)
     assert found.kind == "isotonic"
     later, *_ = drawn(1, 80_000, base=-2.0)
     stairs = np.where(later < 0.1, later * 0.2, np.where(later < 0.3, 0.05 + later * 0.1, later))
@@ -60,30 +72,35 @@ def test_auto_takes_isotonic_only_where_no_slope_will_do() -> None:
 
 
 def test_auto_needs_enough_rows_of_both_classes() -> None:
-    p, y, weight, who = drawn(0)
+    p, y, weight, who, day = drawn(0)
     few = np.flatnonzero((y == 0) | (np.cumsum(y) < MINIMUM))
-    found = calibrate(bent(p)[few], y[few], weight[few], who[few])
+    found = calibrate(bent(p)[few], y[few], weight[few], who[few], day[few])
     assert found.kind == "none"
     assert found.reason == f"{MINIMUM - 1} rows of the rarer class, {MINIMUM} needed"
     some = np.flatnonzero((y == 0) | (np.cumsum(y) < ISOTONIC))
-    assert calibrate(np.where(p < 0.1, p * 0.2, p)[some], y[some], weight[some], who[some]).kind != "isotonic"
-    one = np.where(y > 0, 0, who + 1)
-    assert calibrate(bent(p), y, weight, one).reason == "nearly all positive rows are of few subscribers"
+    assert (
+        calibrate(np.where(p < 0.1, p * 0.2, p)[some], y[some], weight[some], who[some], day[some]).kind != "isotonic"
+    )
+    assert calibrate(bent(p), y, weight, np.where(y > 0, 0, who + 1), day).kind == "none"
+    assert (
+        calibrate(bent(p), y, weight, who, np.where(y > 0, 0, day)).reason == "nearly all positive rows are of few days"
+    )
+    assert calibrate(bent(p), y, weight, who, day % 6).reason == "rows of 6 days, 7 needed"
 
 
 def test_what_is_asked_for_is_done_and_none_does_nothing() -> None:
-    p, y, weight, who = drawn(0, 5_000)
-    assert calibrate(bent(p), y, weight, who, "none").apply(p) is p
-    assert calibrate(p, y, weight, who, "temperature").kind == "temperature"
-    assert calibrate(p, y, weight, who, "isotonic").kind == "isotonic"
-    assert calibrate(p, y * 0, weight, who, "isotonic").kind == "none"
-    turned = calibrate(1 - p, y, weight, who, "temperature")
+    p, y, weight, who, day = drawn(0, 5_000)
+    assert calibrate(bent(p), y, weight, who, day, "none").apply(p) is p
+    assert calibrate(p, y, weight, who, day, "temperature").kind == "temperature"
+    assert calibrate(p, y, weight, who, day, "isotonic").kind == "isotonic"
+    assert calibrate(p, y * 0, weight, who, day, "isotonic").kind == "none"
+    turned = calibrate(1 - p, y, weight, who, day, "temperature")
     assert turned.kind == "none"
     assert "higher probabilities have fewer positives" in turned.reason
 
 
 def test_temperature_is_the_likeliest_slope_and_intercept() -> None:
-    p, y, _, _ = drawn(0, 3_000)
+    p, y, *_ = drawn(0, 3_000)
     weight = np.random.default_rng(0).integers(1, 4, 3_000).astype(float)
 
     def loss(ab: np.ndarray) -> float:
@@ -98,7 +115,7 @@ def test_temperature_is_the_likeliest_slope_and_intercept() -> None:
 
 
 def test_the_order_of_rows_stays(backend: Backend) -> None:
-    p, y, weight, _ = drawn(0, 20_000)
+    p, y, weight, *_ = drawn(0, 20_000)
     order = np.argsort(p, kind="stable")
     x = backend.asarray(p.astype(np.float32))
     for found in (temperature(bent(p), y, weight), isotonic(p, y, weight)):
@@ -116,7 +133,8 @@ def test_a_model_is_calibrated_on_later_rows_and_kept_as_numbers(backend: Backen
     heads = (Head("a"), Head("b"))
     model = train(data.rows, None, heads, Model(hidden=[], batch_size=512))
     raw = backend.to_host(model.predict(later.rows.X))
-    model.calibrate(valid.rows, np.arange(20_000), "auto")
+    at = np.arange(20_000) % 14 * UNITS["d"]
+    model.calibrate(valid.rows, np.arange(20_000), at, "auto")
     assert {name: found.kind for name, found in model.calibration.items()} == {"a": "temperature", "b": "temperature"}
     p = backend.to_host(model.predict(later.rows.X))
     assert raw.mean(axis=0)[0] < 0.75 * later.p.mean(axis=0)[0]
@@ -125,7 +143,7 @@ def test_a_model_is_calibrated_on_later_rows_and_kept_as_numbers(backend: Backen
     described = json.loads(json.dumps(model.describe(), allow_nan=False))
     again = TrainedModel.restore(described, model.network.weights(), model.training())
     assert (backend.to_host(again.predict(later.rows.X)) == p).all()
-    model.calibrate(valid.rows, np.arange(20_000), "none")
+    model.calibrate(valid.rows, np.arange(20_000), at, "none")
     assert (backend.to_host(model.predict(later.rows.X)) == raw).all()
 
 
