@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.learning import losses as kinds
+from pipeline.learning.averages import Averages
 from pipeline.learning.group import ALONE, Group
 from pipeline.learning.models import BLOCK, Architecture, Network
 from pipeline.learning.resident import cut
@@ -45,6 +46,7 @@ def epoch_of(
     losses: Losses,
     on_gpu: bool,
     xla: bool,
+    averages: Averages,
     group: Group = ALONE,
     share: int | None = None,
 ) -> Callable[[dict[str, Any], Any], Any]:
@@ -52,6 +54,7 @@ def epoch_of(
 
     Args:
         batch: rows of a step. weights: float64[H], of each head in the loss of a batch's row.
+        averages: of the network's weights, which follow every step.
         xla: compile the gradient with it; what the members of a group add is outside, where a ring has to be.
         group: who takes the steps together. share: rows of a step that are this member's; all of them where None.
     """
@@ -89,6 +92,7 @@ def epoch_of(
             gradients = [tf.add_n(list(same)) for same in zip(*(g for _, g in results), strict=True)]
             *gradients, loss = group.add([*gradients, tf.add_n([loss for loss, _ in results])])
             optimizer.apply(gradients, variables)
+            averages.follow(tf.cast(optimizer.iterations, tf.int64))
             total += loss
         return total
 

@@ -21,6 +21,7 @@ from pipeline import options
 from pipeline.backend import backend_of
 from pipeline.errors import ModelError
 from pipeline.learning.agreement import Agreement
+from pipeline.learning.averages import Averages
 from pipeline.learning.checkpoint import Checkpoint
 from pipeline.learning.chunks import Chunks, Survey, ahead
 from pipeline.learning.compiled import epoch_of, losses_of, validation_of
@@ -101,8 +102,18 @@ class Trainer:
         losses = losses_of(model.network.architecture, gamma, compiled.loss)
         # XLA fuses the many small kernels of a step on a GPU; on the CPU it is slower (see bench/train.py).
         xla = self.on_gpu if xla is None else xla
+        self.averages = Averages(model.network.body.trainable_variables, sum(self.steps))
         self.epoch = epoch_of(
-            model.network, self.batch, self.loss_weights, self.optimizer, losses, self.on_gpu, xla, group, self.share
+            model.network,
+            self.batch,
+            self.loss_weights,
+            self.optimizer,
+            losses,
+            self.on_gpu,
+            xla,
+            self.averages,
+            group,
+            self.share,
         )
         self.validate = validation_of(model.network, model.correction, self.on_gpu)
         self.loss_name = None if compiled.loss is None else compiled.loss.name
@@ -206,8 +217,10 @@ class Trainer:
         while state.epoch < last and not state.over(self.settings.patience) and not body.stop_training:
             state.epoch += 1
             listeners.on_epoch_begin(state.epoch - 1)
-            logs = self._epoch(state, parts, progress)
-            listeners.on_epoch_end(state.epoch - 1, logs)
+            loss, seconds = self._learn(state.epoch, parts, progress)
+            with self.averages.shown():
+                logs = self._look(state, loss, seconds, progress)
+                listeners.on_epoch_end(state.epoch - 1, logs)
             if not np.isfinite(logs["loss"]):
                 break
             if checkpoint and self.group.rank == 0 and checkpoint.due():
@@ -232,11 +245,13 @@ class Trainer:
                 "same libraries, or model.devices=1"
             )
 
-    def _epoch(self, state: Course, parts: Iterator[Resident], progress: Any) -> dict[str, float]:
-        """Train an epoch and look at the validation rows; what Keras callbacks get as logs."""
+    def _learn(self, epoch: int, parts: Iterator[Resident], progress: Any) -> tuple[float, float]:
+        """Train an epoch; the loss, and the seconds that it took."""
         started = time.perf_counter()
-        loss = self.learn(state.epoch, parts, progress)
-        seconds = time.perf_counter() - started
+        return self.learn(epoch, parts, progress), time.perf_counter() - started
+
+    def _look(self, state: Course, loss: float, seconds: float, progress: Any) -> dict[str, float]:
+        """Look at the validation rows after an epoch; what Keras callbacks get as logs."""
         score = self.score()
         rate = self.passes * sum(self.steps) * self.batch / seconds
         logs = {"loss": loss, "val_loss": score, "samples_per_second": rate, **self.measured()}
@@ -275,7 +290,11 @@ class Trainer:
         }
 
     def _kept(self) -> dict[str, list[Any]]:
-        return {"network": self.model.network.body.variables, "optimizer": self.optimizer.variables}
+        return {
+            "network": self.model.network.body.variables,
+            "optimizer": self.optimizer.variables,
+            "averages": self.averages.kept,
+        }
 
     def _save(self, checkpoint: Checkpoint, state: Course) -> None:
         tensors = {**self._kept(), "best": state.weights}

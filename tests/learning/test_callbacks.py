@@ -67,7 +67,8 @@ def test_early_stopping_and_the_learning_rate_are_theirs() -> None:
     frozen = keras.callbacks.LearningRateScheduler(lambda epoch, rate: 0.0 if epoch else rate)
     settings = SETTINGS.model_copy(update={"weight_decay": 0.0})
     losses = [h["validation"] for h in train(data.rows, None, HEADS, settings, callbacks=[frozen]).history]
-    assert losses[0] == losses[1] == losses[2] != 1.0
+    moves = np.abs(np.diff(losses))  # of the mean of the weights, which comes to where they stay
+    assert moves[0] > 3 * moves[1] > 9 * moves[2] > 0
 
 
 def test_model_checkpoint_writes_weights_that_load(tmp_path: Path) -> None:
