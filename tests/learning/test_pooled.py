@@ -10,6 +10,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
+from cluster import Cluster
 from pipeline import stages, training
 from pipeline.backend import PANDAS
 from pipeline.config import Config
@@ -33,7 +34,7 @@ REFUSING: dict[str, Any] = {"gate": {"entropy": 0.1}}
 
 
 def context_of(store: EventStore, config: Config) -> Any:
-    made = stages.Context(config, PANDAS, None, RunDirectory(config))  # type: ignore[arg-type]
+    made = stages.Context(config, PANDAS, Cluster("threads", "for a test", 1), RunDirectory(config))
     made.__dict__["store"] = store
     return made
 
