@@ -8,6 +8,7 @@ the pooled model too.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,14 +110,16 @@ def _train_own(
     from pipeline.learning.baselines import baselines
     from pipeline.learning.champion import champion_of
     from pipeline.learning.checkpoint import Checkpoint
-    from pipeline.learning.devices import count_devices, train_on, unfinished
+    from pipeline.learning.devices import Devices, unfinished
     from pipeline.learning.evaluate import evaluate
     from pipeline.learning.rows import select
     from pipeline.learning.selection import selected, train_selected
+    from pipeline.learning.share import ClientTraining
 
     table = data.table
     rows, valid, holdout = (select(table, split) for split in (TRAIN, VALIDATION, HOLDOUT))
-    devices = count_devices(config, backend, cluster, data.rows)
+    devices, kept = Devices.of(config, backend, cluster, data.rows), unfinished(models, client)
+    work = partial(ClientTraining, store.uri, store.version(), client, config, data.recipe, kept, backend.on_gpu)
     with Progress(f"train {client}", data.rows * config.model.epochs, "samples") as progress:
         model = train_selected(
             data.chunks or rows,
@@ -126,13 +129,9 @@ def _train_own(
             progress,
             table.spec.sequences,
             sample=rows,
-            checkpoint=Checkpoint(unfinished(models, client), config.model.checkpoint / SECOND, strict=False),
+            checkpoint=Checkpoint(kept, config.model.checkpoint / SECOND, strict=False),
             found=data.found,
-            elsewhere=None
-            if devices == 1
-            else lambda settings: train_on(
-                devices, store, client, config, settings, data.recipe, backend, models, cluster, progress
-            ),
+            elsewhere=devices.trainer(work, progress),
         )
     model.calibrate(valid, *table.points(valid.index), config.model.calibration)
     p = model.predict(table.X, holdout.index, sequences=table.sequences)
@@ -191,8 +190,8 @@ def _train_own(
         split += f"; {table.counts['knew_less']:,} decision points are without events that arrived after them"
     if data.note:
         split += f"; {data.note}"
-    if devices > 1:
-        split += f"; trained on {devices} devices"
+    if devices.note:
+        split += f"; {devices.note}"
     serving = registry.current(models, client)
     absent = (*table.spec.absent, *unknown)
     return ClientModel(version, data.points, metrics, line, split, absent, verdict.to_dict(), serving)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
@@ -16,13 +17,14 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ModelError
 from pipeline.learning.attend import Outcome, attend
 from pipeline.learning.member import Place
 
 Tell = Callable[[str, Any], None]
 LOOPBACK = "127.0.0.1"
-BACK = 30  # seconds for a lost Dask worker to start again
+BACK = 30  # seconds for a lost Dask worker to start again, or to answer
+LOOK = 1.0  # seconds between two looks at which workers there are
 
 
 class Hosts(Protocol):
@@ -70,6 +72,8 @@ class OnDask:
         self._workers: list[str] = []
         self._name = ""
         self._tasks: list[Any] = []
+        self._there: set[str] = set()
+        self._looked = 0.0
 
     def places(self, size: int) -> list[Place]:
         """Raises ConfigError where there are no workers, or fewer than members that need a GPU each."""
@@ -82,13 +86,14 @@ class OnDask:
             )
         self._workers = [workers[rank % len(workers)] for rank in range(size)]
         wanted = Counter(self._workers)
-        ports = {worker: self.client.run(free_ports, n, workers=[worker])[worker] for worker, n in wanted.items()}
+        ports = {worker: self._free_ports(worker, count) for worker, count in wanted.items()}
         names = [host_of(worker) for worker in self._workers]
         addresses = tuple(f"{host}:{ports[w].pop()}" for host, w in zip(names, self._workers, strict=True))
         gpu = 0 if self.on_gpu else None  # dask-cuda shows each worker its own one first
         return [Place(r, addresses, names.count(n), names[:r].count(n), gpu) for r, n in enumerate(names)]
 
     def start(self, places: list[Place], work: bytes, tell: Tell) -> list[Any]:
+        self._looked = 0.0
         self._name = name = f"members-{uuid.uuid4().hex}"
         self.client.subscribe_topic(name, lambda event: tell(*event[1]))
         self._tasks = [
@@ -105,8 +110,20 @@ class OnDask:
         ]
         return self._tasks
 
+    def _free_ports(self, worker: str, count: int) -> list[int]:
+        task = self.client.submit(free_ports, count, workers=[worker], allow_other_workers=False, pure=False)
+        try:
+            found: list[int] = task.result(timeout=BACK)
+            return found
+        except TimeoutError:
+            raise ModelError(
+                f"the Dask worker {worker} does not answer within {BACK} s: it is busy or stuck; restart it"
+            ) from None
+
     def gone(self, rank: int) -> bool:
-        return self._workers[rank] not in self.client.nthreads()
+        if time.monotonic() - self._looked > LOOK:
+            self._there, self._looked = set(self.client.nthreads()), time.monotonic()
+        return self._workers[rank] not in self._there
 
     def stop(self) -> None:
         from distributed import Event

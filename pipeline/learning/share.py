@@ -44,10 +44,10 @@ class ClientTraining:
     version: int
     client: str
     config: Config
-    settings: options.Model
     recipe: Recipe
     checkpoint: Path
     on_gpu: bool
+    settings: options.Model
 
     def __call__(self, group: Group, progress: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """Train; what ``TrainedModel.restore`` takes."""

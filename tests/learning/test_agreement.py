@@ -6,7 +6,6 @@ import pytest
 
 from pipeline.errors import ModelError
 from pipeline.learning.agreement import Agreement, apportion
-from pipeline.learning.share import cut
 
 
 def test_one_process_takes_whole_batches_of_each_chunk() -> None:
@@ -47,11 +46,3 @@ def test_largest_remainders_are_rounded_up() -> None:
     assert apportion(10, [1, 1, 1]) == (4, 3, 3)
     assert apportion(7, [55, 25, 20]) == (4, 2, 1)  # 3.85, 1.75, 1.4
     assert apportion(256, [900, 3_100]) == (58, 198)
-
-
-def test_key_ranges_are_cut_by_rows() -> None:
-    assert cut([10, 10, 10, 10], 2) == [0, 2, 4]
-    assert cut([30, 5, 5, 10], 2) == [0, 1, 4]
-    assert cut([1, 1, 1, 97], 2) == [0, 3, 4]
-    assert cut([100, 0, 0, 0], 3) == [0, 1, 2, 4]
-    assert cut([0, 0, 0], 3) == [0, 1, 2, 3]

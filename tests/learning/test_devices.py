@@ -11,7 +11,7 @@ import pytest
 from pipeline.backend import PANDAS
 from pipeline.learning import registry
 from pipeline.learning.client import train_client
-from pipeline.learning.devices import count_devices
+from pipeline.learning.devices import Devices
 from tests.learning.logs import open_log
 
 
@@ -47,19 +47,21 @@ class Workers:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "workers", "rows", "expected"),
+    ("wanted", "workers", "rows", "expected", "note"),
     [
-        (1, ["tcp://10.0.0.1:1", "tcp://10.0.0.2:1"], 10**9, 1),
-        (3, [], 10**9, 3),
-        (3, [], 2_999, 2),
-        (8, [], 10, 1),
-        ("auto", None, 10**9, 1),
-        ("auto", ["tcp://10.0.0.1:1", "tls://10.0.0.2:1", "tcp://10.0.0.1:2"], 10**9, 2),
+        (1, ["tcp://10.0.0.1:1", "tcp://10.0.0.2:1"], 10**9, 1, ""),
+        (3, None, 10**9, 3, "trained on 3 devices"),
+        (3, ["tcp://10.0.0.1:1"], 2_999, 2, "trained on 2 devices of 3, for 2,999 rows"),
+        (8, None, 10, 1, "trained on 1 device of 8, for 10 rows"),
+        ("auto", None, 10**9, 1, ""),
+        ("auto", ["tcp://10.0.0.1:1", "tls://10.0.0.2:1", "tcp://10.0.0.1:2"], 10**9, 2, "trained on 2 devices"),
     ],
 )
-def test_how_many_devices(wanted: Any, workers: list[str] | None, rows: int, expected: int) -> None:
+def test_how_many_devices(wanted: Any, workers: list[str] | None, rows: int, expected: int, note: str) -> None:
     from pipeline.config import Config
 
     config = Config.model_validate({"name": "test", "model": {"devices": wanted}})
     cluster = None if workers is None else Workers(dict.fromkeys(workers, 2))
-    assert count_devices(config, PANDAS, cluster, rows) == expected
+    found = Devices.of(config, PANDAS, cluster, rows)
+    assert found.count == expected
+    assert found.note == note
