@@ -72,11 +72,14 @@ class Contest:
 
     def network(self, kind: str) -> tuple[np.ndarray, dict[str, Any]]:
         """A network's predictions of the hold-out, and how its training went."""
+        from pipeline.learning.clocks import clocks
         from pipeline.learning.selection import train_selected
 
         settings = self.settings.model.model_copy(update={"kind": kind})
         spec = self.table.spec.sequences
-        model = train_selected(self.learned, self.valid, self.heads, settings, sequences=spec)
+        model = train_selected(
+            self.learned, self.valid, self.heads, settings, sequences=spec, ignored=clocks(self.table)
+        )
         p = model.predict(self.table.X, self.holdout.index, sequences=self.table.sequences)
         about: dict[str, Any] = {"epochs": len(model.history), "samples_per_second": round(model.samples_per_second)}
         if model.selection is not None:

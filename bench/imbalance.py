@@ -111,13 +111,14 @@ class Contest:
 
     def trained(self, table: Any, settings: Any, valid: Any = None) -> tuple[Any, float]:
         from pipeline.features.samples import TRAIN, VALIDATION
+        from pipeline.learning.clocks import clocks
         from pipeline.learning.models import heads_of
         from pipeline.learning.rows import select
         from pipeline.learning.train import train
 
         began = time.perf_counter()
         valid = select(table, VALIDATION) if valid is None else valid
-        model = train(select(table, TRAIN), valid, heads_of(self.settings), settings)
+        model = train(select(table, TRAIN), valid, heads_of(self.settings), settings, ignored=clocks(table))
         return model, time.perf_counter() - began
 
     def uncorrected(self, model: Any) -> Any:

@@ -65,7 +65,7 @@ def check(store: EventStore, workers: int = 2, progress: Progress | None = None)
         for file, wrong in zip(files, pool.map(one, files), strict=True):
             found.files += 1
             found.bytes += int(file["size"])
-            found.rows += int(file["rows"])
+            found.rows += int(file["rows"] or 0)
             if wrong is not None:
                 found.damaged[place.path(file["path"])] = wrong
     found.seconds = time.perf_counter() - started
@@ -116,6 +116,11 @@ def _indexes(
     return entries, groups
 
 
+def _number(found: int | None) -> str:
+    """A damaged log may say nothing."""
+    return "nothing" if found is None else f"{found:,}"
+
+
 def _wrong(
     place: Place, file: dict[str, Any], entry: dict[str, Any] | None, groups: tuple[int, int] | None, schema: pa.Schema
 ) -> str | None:
@@ -126,7 +131,7 @@ def _wrong(
     if size is None:
         return "it is gone"
     if not size == file["size"] == entry["size"]:
-        return f"it has {size:,} bytes; the log says {file['size']:,}, the index {entry['size']:,}"
+        return f"it has {size:,} bytes; the log says {_number(file['size'])}, the index {entry['size']:,}"
     try:
         if digest_of(place.fs, path) != entry["sha256"]:
             return "it is not what was written (its SHA-256 differs)"
@@ -135,7 +140,7 @@ def _wrong(
     except (OSError, pa.ArrowException) as error:
         return f"it cannot be read ({first_line(error)})"
     if not meta.num_rows == file["rows"] == entry["rows"] == groups[1]:
-        return f"it has {meta.num_rows:,} rows; the log says {file['rows']:,}, the index {groups[1]:,}"
+        return f"it has {meta.num_rows:,} rows; the log says {_number(file['rows'])}, the index {groups[1]:,}"
     if meta.num_row_groups != groups[0] or not set(columns) <= set(schema.names):
         return "its row groups or columns are not those of the index"
     return None

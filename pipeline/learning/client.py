@@ -110,6 +110,7 @@ def _train_own(
     from pipeline.learning.baselines import baselines
     from pipeline.learning.champion import champion_of
     from pipeline.learning.checkpoint import Checkpoint
+    from pipeline.learning.clocks import clocks
     from pipeline.learning.devices import Devices, unfinished
     from pipeline.learning.evaluate import evaluate
     from pipeline.learning.rows import select
@@ -119,7 +120,8 @@ def _train_own(
     table = data.table
     rows, valid, holdout = (select(table, split) for split in (TRAIN, VALIDATION, HOLDOUT))
     devices, kept = Devices.of(config, backend, cluster, data.rows), unfinished(models, client)
-    work = partial(ClientTraining, store.uri, store.version(), client, config, data.recipe, kept, backend.on_gpu)
+    ignored, place = clocks(table), (store.uri, store.version(), client)
+    work = partial(ClientTraining, *place, config, data.recipe, kept, backend.on_gpu, ignored)
     with Progress(f"train {client}", data.rows * config.model.epochs, "samples") as progress:
         model = train_selected(
             data.chunks or rows,
@@ -131,6 +133,7 @@ def _train_own(
             sample=rows,
             checkpoint=Checkpoint(kept, config.model.checkpoint / SECOND, strict=False),
             found=data.found,
+            ignored=ignored,
             elsewhere=devices.trainer(work, progress),
         )
     model.calibrate(valid, *table.points(valid.index), config.model.calibration)
@@ -168,6 +171,9 @@ def _train_own(
     )
     gate.set_aside(model, verdict, metrics)
     split = describe(SampleRequest.from_config(config, client, as_of, "train"))
+    unseen = [feature.name for feature, out in zip(table.spec.features, ignored, strict=True) if out]
+    if unseen:
+        split += f"; not looked at, since they tell more of the day than of the subscriber: {', '.join(unseen)}"
     counts = {"training": data.rows, "validation": len(valid), "hold-out": len(holdout)}
     version = registry.save_version(
         models,
@@ -178,7 +184,7 @@ def _train_own(
         metrics,
         snapshot=store.version(),
         as_of=str(np.datetime_as_string(np.datetime64(as_of, "us"), timezone="UTC")),
-        facts={"split": split, "rows": counts, "gate": verdict.to_dict()},
+        facts={"split": split, "rows": counts, "gate": verdict.to_dict(), "not_looked_at": unseen},
         activate=verdict.accepted,
     )
     line = f"{data.points:,} decision points, {len(spec)} features, {model.network.architecture.kind}, "

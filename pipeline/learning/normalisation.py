@@ -45,17 +45,19 @@ class Moments:
         return np.asarray(np.abs(cubes / np.where(deviation > 0, deviation, 1.0) ** 3) > SKEW)
 
 
-def set_normalisation(layer: Any, plain: Moments, squashed: Moments) -> None:
+def set_normalisation(layer: Any, plain: Moments, squashed: Moments, ignored: np.ndarray | None = None) -> None:
     """Set a Normalise layer's weights.
 
     Args:
         plain: of the features as they are. squashed: of their logarithms, at least of the heavy-tailed ones.
+        ignored: bool[F], features that are 0 to the network whatever they are, as constant ones.
     """
     if not layer.built:
         layer.build((None, len(plain.mean)))
     heavy = plain.heavy
     mean, deviation = (np.where(heavy, getattr(squashed, name), getattr(plain, name)) for name in ("mean", "deviation"))
     constant = (deviation <= 1e-6 * np.maximum(1.0, np.abs(mean))) | (plain.weight <= 0)
+    constant |= False if ignored is None else ignored
     layer.squash.assign(heavy.astype(np.float32))
     layer.mean.assign(mean.astype(np.float32))
     layer.scale.assign(np.where(constant, 0.0, 1.0 / np.where(constant, 1.0, deviation)).astype(np.float32))

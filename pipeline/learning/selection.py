@@ -36,6 +36,7 @@ def train_selected(
     sample: Table | Rows | None = None,
     checkpoint: Checkpoint | None = None,
     found: Survey | None = None,
+    ignored: np.ndarray | None = None,
     elsewhere: Callable[[options.Model], TrainedModel] | None = None,
 ) -> TrainedModel:
     """As ``train``, of the kind that :func:`select` finds best where ``settings.kind`` is auto.
@@ -47,12 +48,14 @@ def train_selected(
     selection = None
     if settings.kind == "auto":
         tried = as_chunks(rows).make(0) if sample is None else sample
-        selection = select(tried, valid, heads, settings, sequences)
+        selection = select(tried, valid, heads, settings, sequences, ignored)
         settings = settings.model_copy(update={"kind": selection["kind"]})
     if elsewhere is not None:
         model = elsewhere(settings)
     else:
-        model = train(rows, valid, heads, settings, progress, sequences, checkpoint=checkpoint, found=found)
+        model = train(
+            rows, valid, heads, settings, progress, sequences, checkpoint=checkpoint, found=found, ignored=ignored
+        )
     model.selection = selection
     return model
 
@@ -71,6 +74,7 @@ def select(
     heads: Sequence[Head],
     settings: options.Model,
     sequences: SequenceSpec | None = None,
+    ignored: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Try every kind that the rows allow with ``settings.budget`` rows x epochs each.
 
@@ -87,7 +91,7 @@ def select(
         if kind in SEQUENTIAL and sequences is None:
             continue
         trial = settings.model_copy(update={"kind": kind, "epochs": epochs, "patience": epochs})
-        history = train(sample, valid, heads, trial, None, sequences).history
+        history = train(sample, valid, heads, trial, None, sequences, ignored=ignored).history
         finite = [h["validation"] for h in history if np.isfinite(h["validation"])]
         if finite:
             scores[kind] = min(finite)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pipeline import extensions, options
 from pipeline.backend import Backend, choose, claim_device
 from pipeline.config import Config
@@ -37,7 +39,7 @@ class ClientTraining:
     """The work of one member, see :func:`pipeline.learning.launch.launch`; made by whoever wants the model.
 
     ``store``, ``version``: its URI and snapshot. ``settings``: with the kind of network decided. ``checkpoint``: the
-    file, in a directory that the first member sees.
+    file, in a directory that the first member sees. ``ignored``: bool[F], features that the network does not look at.
     """
 
     store: str
@@ -47,6 +49,7 @@ class ClientTraining:
     recipe: Recipe
     checkpoint: Path
     on_gpu: bool
+    ignored: np.ndarray
     settings: options.Model
 
     def __call__(self, group: Group, progress: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -69,6 +72,7 @@ class ClientTraining:
             self.recipe.spec.sequences,
             checkpoint=Checkpoint(self.checkpoint, self.settings.checkpoint / options.SECOND, strict=False),
             found=found,
+            ignored=self.ignored,
             group=group,
         )
         return model.describe(), model.network.weights(), model.training()

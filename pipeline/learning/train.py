@@ -40,6 +40,7 @@ def train(
     callbacks: Sequence[Any] = (),
     checkpoint: Checkpoint | None = None,
     found: Survey | None = None,
+    ignored: np.ndarray | None = None,
     group: Group = ALONE,
 ) -> TrainedModel:
     """A network fitted to ``rows``, stopped when ``valid`` no longer improves, its best weights restored.
@@ -59,6 +60,7 @@ def train(
         checkpoint: where the state is kept. A training that was killed goes on from there, bit for bit on the CPU; the
             callbacks begin anew. Removed when the training is finished.
         found: the survey of these rows, where it was made before.
+        ignored: bool[F], features that the network does not look at, see ``clocks.py``.
         group: the processes that train this network together. Each has rows of its own, cut into as many chunks; heads,
             settings and seed are the same, and so is the model that all of them end with. Not for ``compiled`` metrics
             and ``callbacks``, which see one process.
@@ -71,7 +73,7 @@ def train(
     imbalance.weigh(found.labels, heads, settings)
     network = models.build(architecture(len(found.plain.mean), heads, settings, sequences), settings.seed)
     set_initial_bias(network, found.labels)
-    set_normalisation(network.normalise, found.plain, found.squashed)
+    set_normalisation(network.normalise, found.plain, found.squashed, ignored)
     model = TrainedModel(network, found.labels)
     if any(label.learned for label in found.labels):
         if not any(group.exchange(valid is not None and _usable(valid, found.labels))):

@@ -50,6 +50,15 @@ def test_a_whole_store(settings: Config, capsys: pytest.CaptureFixture[str]) -> 
     assert f"{found.files} data files, {found.rows} rows" in capsys.readouterr().out
 
 
+def test_a_log_that_does_not_say_how_many_rows_there_are(settings: Config) -> None:
+    logs = Path(settings.store_uri) / "_delta_log"
+    for path in logs.glob("*.json"):
+        path.write_text(path.read_text().replace('"stats"', '"sta4s"'))
+    found = damaged(settings)
+    assert len(found) == len(EventStore(settings.store_uri).files)
+    assert all("rows; the log says nothing, the index" in what for what in found.values())
+
+
 def test_every_bad_file_is_named(settings: Config) -> None:
     root = Path(settings.store_uri)
     store = EventStore(settings.store_uri)
