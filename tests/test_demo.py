@@ -23,6 +23,7 @@ SMALL = [
     "model.minimum_positives_own=0",
     "gate.minimum_positives=5",
     "gate.calibration=[0.2, 5]",
+    "gate.drifted=0.5",  # so small a log ends within a season of many sends
     "windows=[7d,30d]",
 ]
 

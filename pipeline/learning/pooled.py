@@ -197,7 +197,6 @@ class Pool:
 
     def _train(self, tables: dict[str, features.FeatureTable]) -> Pooled:
         from pipeline.learning.baselines import baselines
-        from pipeline.learning.clocks import clocks
         from pipeline.learning.evaluate import evaluate
         from pipeline.learning.models import heads_of
         from pipeline.learning.rows import select
@@ -208,7 +207,7 @@ class Pool:
         table = features.concat(list(tables.values()))
         rows, valid, holdout = (select(table, split) for split in (TRAIN, VALIDATION, HOLDOUT))
         with Progress("train, all clients", len(rows) * config.model.epochs, "samples") as progress:
-            model = train(rows, valid, heads_of(config), config.model, progress, ignored=clocks(table))
+            model = train(rows, valid, heads_of(config), config.model, progress)
         index = self.backend.to_host(valid.index)
         at = table.points(valid.index)[1]
         model.calibrate(valid, whose(table, slices)[index], at, config.model.calibration)
