@@ -78,6 +78,13 @@ def _timezone(name: str) -> str:
     return name
 
 
+def _number_or_auto(value: object) -> object:
+    """One complaint instead of one for each thing that it could have been."""
+    if value == "auto" or (str(value).isdecimal() and int(str(value)) > 0):
+        return value if value == "auto" else int(str(value))
+    raise ValueError("write a number from 1 on, or auto")
+
+
 def as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
@@ -85,6 +92,7 @@ def as_list(value: object) -> object:
 Duration = Annotated[int, BeforeValidator(parse_duration), PlainSerializer(format_duration)]
 TimeZone = Annotated[str, AfterValidator(_timezone)]
 Names = Annotated[list[str], BeforeValidator(as_list), Field(min_length=1)]
+NumberOrAuto = Annotated[int | Literal["auto"], BeforeValidator(_number_or_auto)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -256,7 +264,9 @@ class Model(Section):
     chunk: Annotated[int, Field(ge=1000)] | None = None  # training rows at once; as many as the memory holds
     passes: Annotated[int, Field(ge=1)] = 1  # through a chunk before the next one comes, where there are several
     checkpoint: Duration = 60 * SECOND  # how often the state of a long training is kept
-    devices: Annotated[int, Field(ge=1)] | Literal["auto"] = 1  # processes that train a client's model together
+    devices: Annotated[int | Literal["auto"], BeforeValidator(_number_or_auto)] = (
+        1  # processes that train a client's model together
+    )
     patience: Annotated[int, Field(ge=0)] = 3
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4

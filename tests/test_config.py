@@ -44,6 +44,8 @@ def test_a_duration_without_a_unit_is_refused() -> None:
         ("modle.epochs=5", "modle: no such option; did you mean 'model'"),
         ("model.epoch=5", "model.epoch: no such option; did you mean 'epochs'"),
         ("model.epochs=no", "model.epochs"),
+        ("model.devices=zero", "model.devices: write a number from 1 on, or auto (found 'zero')"),
+        ("model.devices=0", "model.devices: write a number from 1 on, or auto (found 0)"),
         ("model=5", "model"),
         ("windows=[7d, 1d]", "ascending"),
         ("timezone=Europe/Amsterdm", "did you mean 'Europe/Amsterdam'"),
