@@ -159,13 +159,7 @@ def run(options: argparse.Namespace, say: Callable[[str], None] = print) -> dict
 
 def parser() -> argparse.ArgumentParser:
     """The options; the one that no user gives is one measurement's own."""
-    parser = argparse.ArgumentParser(prog="python -m bench.run devices", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rows", type=lambda t: int(float(t)), default=1_000_000)
-    parser.add_argument("--features", type=int, default=32)
-    parser.add_argument("--batch", type=int, default=4096)
-    parser.add_argument("--hidden", type=int, nargs="*", default=[64, 32])
-    parser.add_argument("--epochs", type=int, default=5, help="timed ones, after the first")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser = train.epochs_parser("python -m bench.run devices", __doc__)
     parser.add_argument("--json", type=Path, help="where to write the results, beside those of other networks there")
     parser.add_argument("--way", type=int, nargs=2, help=argparse.SUPPRESS)
     return parser
