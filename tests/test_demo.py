@@ -17,13 +17,12 @@ from pipeline.run import main
 SMALL = [
     "name=small",
     "simulate.events=40000",
-    "simulate.days=90",
+    "simulate.days=100",
     "model.epochs=3",
     "model.minimum_positives=5",
     "model.minimum_positives_own=0",
     "gate.minimum_positives=5",
     "gate.calibration=[0.2, 5]",
-    "gate.drifted=0.5",  # so small a log ends within a season of many sends
     "windows=[7d,30d]",
 ]
 
@@ -148,7 +147,7 @@ def test_wrong_input_gets_one_message_and_status_2(
         ("decide.plan=/nowhere.csv", "decide.plan: there is no file '/nowhere.csv'"),
         ("decide.suppressed=/nowhere.csv", "decide.suppressed: there is no file '/nowhere.csv'"),
         ("clients.acne.timezone=Europe/Berlin", "clients.acne: the log has no client 'acne'; did you mean 'acme'?"),
-        ("as_of=2027-05-01", "as_of 2027-05-01 00:00 UTC is later than the log, which ends at 2026-07-29"),
+        ("as_of=2027-05-01", "as_of 2027-05-01 00:00 UTC is later than the log, which ends at 2026-08-08"),
     ],
 )
 def test_what_does_not_fit_the_log(finished: tuple[Path, str], option: str, message: str) -> None:

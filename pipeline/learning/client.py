@@ -106,36 +106,16 @@ def _train_own(
     cluster: Any,
 ) -> ClientModel:
     from pipeline.learning import drift, gate, registry
-    from pipeline.learning import models as networks
     from pipeline.learning.baselines import baselines
     from pipeline.learning.champion import champion_of
-    from pipeline.learning.checkpoint import Checkpoint
     from pipeline.learning.clocks import clocks
-    from pipeline.learning.devices import Devices, unfinished
     from pipeline.learning.evaluate import evaluate
     from pipeline.learning.rows import select
-    from pipeline.learning.selection import selected, train_selected
-    from pipeline.learning.share import ClientTraining
 
-    table = data.table
+    table, ignored = data.table, clocks(data.table)
+    unseen = [feature.name for feature, out in zip(table.spec.features, ignored, strict=True) if out]
     rows, valid, holdout = (select(table, split) for split in (TRAIN, VALIDATION, HOLDOUT))
-    devices, kept = Devices.of(config, backend, cluster, data.rows), unfinished(models, client)
-    ignored, place = clocks(table), (store.uri, store.version(), client)
-    work = partial(ClientTraining, *place, config, data.recipe, kept, backend.on_gpu, ignored)
-    with Progress(f"train {client}", data.rows * config.model.epochs, "samples") as progress:
-        model = train_selected(
-            data.chunks or rows,
-            valid,
-            networks.heads_of(config),
-            config.model,
-            progress,
-            table.spec.sequences,
-            sample=rows,
-            checkpoint=Checkpoint(kept, config.model.checkpoint / SECOND, strict=False),
-            found=data.found,
-            ignored=ignored,
-            elsewhere=devices.trainer(work, progress),
-        )
+    model, devices = _trained(store, client, config, backend, models, data, cluster, ignored)
     model.calibrate(valid, *table.points(valid.index), config.model.calibration)
     p = model.predict(table.X, holdout.index, sequences=table.sequences)
     ideal, unknown = _ideal(store, config, client, model, table, holdout, backend)
@@ -166,12 +146,11 @@ def _train_own(
         metrics,
         gate.Holdout.of(p, holdout, table),
         champion,
-        drift.of_table(table, table.points()[0], seed=config.model.seed),
+        [d for d in drift.of_table(table, table.points()[0], seed=config.model.seed) if d.name not in unseen],
         config.model.seed,
     )
     gate.set_aside(model, verdict, metrics)
     split = describe(SampleRequest.from_config(config, client, as_of, "train"))
-    unseen = [feature.name for feature, out in zip(table.spec.features, ignored, strict=True) if out]
     if unseen:
         split += f"; not looked at, since they tell more of the day than of the subscriber: {', '.join(unseen)}"
     counts = {"training": data.rows, "validation": len(valid), "hold-out": len(holdout)}
@@ -187,20 +166,52 @@ def _train_own(
         facts={"split": split, "rows": counts, "gate": verdict.to_dict(), "not_looked_at": unseen},
         activate=verdict.accepted,
     )
-    line = f"{data.points:,} decision points, {len(spec)} features, {model.network.architecture.kind}, "
-    line += f"best epoch {model.best_epoch}, "
-    line += f"{model.samples_per_second:,.0f} samples/s; " + "; ".join(_headline(n, m) for n, m in metrics.items())
-    if model.selection is not None:
-        line += f"; {selected(model.selection)}"
+    line = f"{data.points:,} decision points, {len(spec)} features, {_said(model, metrics)}"
     if table.counts.get("knew_less"):
         split += f"; {table.counts['knew_less']:,} decision points are without events that arrived after them"
-    if data.note:
-        split += f"; {data.note}"
-    if devices.note:
-        split += f"; {devices.note}"
+    split = "; ".join([split, *filter(None, (data.note, devices))])
     serving = registry.current(models, client)
     absent = (*table.spec.absent, *unknown)
     return ClientModel(version, data.points, metrics, line, split, absent, verdict.to_dict(), serving)
+
+
+def _trained(
+    store: EventStore,
+    client: str,
+    config: Config,
+    backend: Backend,
+    models: Path,
+    data: TrainingData,
+    cluster: Any,
+    ignored: np.ndarray,
+) -> tuple[TrainedModel, str]:
+    """The model, and what the user is told of the devices that it was trained on."""
+    from pipeline.learning import models as networks
+    from pipeline.learning.checkpoint import Checkpoint
+    from pipeline.learning.devices import Devices, unfinished
+    from pipeline.learning.rows import select
+    from pipeline.learning.selection import train_selected
+    from pipeline.learning.share import ClientTraining
+
+    rows, valid = (select(data.table, split) for split in (TRAIN, VALIDATION))
+    devices, kept = Devices.of(config, backend, cluster, data.rows), unfinished(models, client)
+    place = (store.uri, store.version(), client)
+    work = partial(ClientTraining, *place, config, data.recipe, kept, backend.on_gpu, ignored)
+    with Progress(f"train {client}", data.rows * config.model.epochs, "samples") as progress:
+        model = train_selected(
+            data.chunks or rows,
+            valid,
+            networks.heads_of(config),
+            config.model,
+            progress,
+            data.table.spec.sequences,
+            sample=rows,
+            checkpoint=Checkpoint(kept, config.model.checkpoint / SECOND, strict=False),
+            found=data.found,
+            ignored=ignored,
+            elsewhere=devices.trainer(work, progress),
+        )
+    return model, devices.note
 
 
 def _small(pool: Pool, client: str, models: Path) -> ClientModel | None:
@@ -285,6 +296,15 @@ def _by_head(known: dict[str, np.ndarray], model: TrainedModel, n: int) -> np.nd
     """float64[n, H], NaN for a head whose outcome is not known."""
     nothing = np.full(n, np.nan)
     return np.stack([known.get(head.name, nothing) for head in model.heads], axis=1)
+
+
+def _said(model: TrainedModel, metrics: dict[str, Any]) -> str:
+    """What came of a training, in a line."""
+    from pipeline.learning.selection import selected
+
+    said = f"{model.network.architecture.kind}, best epoch {model.best_epoch}, "
+    said += f"{model.samples_per_second:,.0f} samples/s; " + "; ".join(_headline(n, m) for n, m in metrics.items())
+    return said if model.selection is None else f"{said}; {selected(model.selection)}"
 
 
 def _headline(name: str, metrics: dict[str, Any]) -> str:
