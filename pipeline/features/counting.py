@@ -67,7 +67,7 @@ class Counted:
     """Groups of some rows, at some levels.
 
     ``keys``: for each level int64[g, 3], the group's campaign and provider, positions in ``names``, and start,
-    microseconds of the local clock; 0 where the level has none. ``values``: for each level int[g, kinds, 2], rows and
+    microseconds of the local clock; 0 where the level has none. ``values``: for each level int[kinds, g, 2], rows and
     distinct subscribers.
     """
 
@@ -123,7 +123,7 @@ def of_tables(tables: list[Any], columns: Sequence[str]) -> Rows:
             (none, none, none, False),
         )
     starts = np.cumsum([0, *(t.num_rows for t in tables)])
-    table = pa.concat_tables(tables)
+    table = pa.concat_tables(tables).unify_dictionaries()
     key, ts = (
         np.concatenate([numpy_of(c.view(pa.int64())) for c in table.column(name).chunks] or [np.empty(0, np.int64)])
         for name in ("subscriber_key", "ts")
@@ -132,14 +132,14 @@ def of_tables(tables: list[Any], columns: Sequence[str]) -> Rows:
     names: dict[str, list[str]] = {}
     machine = None
     for column in columns:
-        array = one_array(table.column(column))
         if column == "machine":
-            flags = numpy_of(array, False)
+            flags = numpy_of(one_array(table.column(column)), False)
             machine = flags if flags.any() else None
         elif column != "ts":
-            found = [NONE if v is None else v for v in array.dictionary.to_pylist()]
+            chunks = table.column(column).chunks
+            found = [NONE if v is None else v for v in chunks[0].dictionary.to_pylist()] if chunks else []
             missing = found.index(NONE) if NONE in found else len(found)
-            codes[column] = numpy_of(array.indices, missing).copy()  # Arrow's own cannot be written to
+            codes[column] = np.concatenate([numpy_of(c.indices, missing) for c in chunks] or [np.empty(0, np.int32)])
             names[column] = found if missing < len(found) else [*found, NONE]
     return Rows(key, ts, codes, names, machine, _kernels(PANDAS).pieces(np, key, ts, starts))
 
@@ -189,7 +189,8 @@ def count(rows: Rows, levels: Sequence[Level], timezone: str, backend: Backend, 
         empty = [np.empty((0, 3), np.int64) for _ in levels], [np.empty((0, 0, 2), np.int64) for _ in levels]
         return Counted(levels, [], _names(rows, by), *empty)
     first, stop, owner, _ = rows.pieces
-    unit = HOUR if any(level.every == "hour" for level in levels) else UNITS["d"]
+    finest: Every = "hour" if any(level.every == "hour" for level in levels) else "day"
+    unit = HOUR if finest == "hour" else UNITS["d"]
     low, high = int(rows.ts.min()), int(rows.ts.max())
     since, offsets = clock(timezone, low, high)
     base = (low + int(offsets.min())) // unit
@@ -207,14 +208,15 @@ def count(rows: Rows, levels: Sequence[Level], timezone: str, backend: Backend, 
     parts = {"campaign": which // sizes["provider"], "provider": which % sizes["provider"]}
     keys, values = [], []
     for level in levels:
-        group, key = _groups(level, parts, start, rows.names, (only or {}).get(level))
+        whole = level.every == finest and sorted(level.by) == by
+        group, key = _groups(level, parts, start, rows.names, (only or {}).get(level), whole)
         mapped = xp.asarray(group)
         keys.append(key)
         counted = kernels.count_distinct(xp, first, stop, owner, cell, kind, shape, mapped, len(key))
         values.append(backend.to_host(counted))
-    seen = np.any([v[:, :, 0].any(axis=0) for v in values], axis=0)
+    seen = np.any([v[:, :, 0].any(axis=1) for v in values], axis=0)
     order = sorted(np.flatnonzero(seen).tolist(), key=lambda i: kinds[i])
-    return Counted(levels, [kinds[i] for i in order], _names(rows, by), keys, [v[:, order] for v in values])
+    return Counted(levels, [kinds[i] for i in order], _names(rows, by), keys, [v[order] for v in values])
 
 
 def _names(rows: Rows, by: Sequence[str]) -> dict[str, list[str]]:
@@ -245,12 +247,20 @@ def start_of(start: np.ndarray, every: Every) -> np.ndarray:
 
 
 def _groups(
-    level: Level, parts: Mapping[str, np.ndarray], start: np.ndarray, names: Mapping[str, list[str]], only: Any
+    level: Level,
+    parts: Mapping[str, np.ndarray],
+    start: np.ndarray,
+    names: Mapping[str, list[str]],
+    only: Any,
+    whole: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Each cell's group at a level, int64[cells], and the groups' keys, int64[g, 3]."""
+    """Each cell's group at a level, int64[cells], and the groups' keys, int64[g, 3]; ``whole``: each cell is one."""
     none = np.zeros_like(start)
     campaign, provider = (parts[n] if n in level.by else none for n in ("campaign", "provider"))
-    group, keys = _number(campaign, provider, start_of(start, level.every))
+    if whole:
+        group, keys = np.arange(len(start)), np.stack([campaign, provider, start], axis=1)
+    else:
+        group, keys = _number(campaign, provider, start_of(start, level.every))
     if only is None:
         return group, keys
     if level.every == "all":
@@ -261,13 +271,24 @@ def _groups(
     return number[group], keys[wanted]
 
 
-def _number(campaign: np.ndarray, provider: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Number the distinct (campaign, provider, start): each row's number, int64[n], and their keys, int64[g, 3]."""
+def _number(
+    campaign: np.ndarray, provider: np.ndarray, start: np.ndarray, ordered: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Number the distinct (campaign, provider, start), in their order if that is asked for.
+
+    Returns:
+        each row's number, int64[n], and the distinct keys, int64[g, 3].
+    """
     if not len(start):
         return np.empty(0, dtype=np.int64), np.empty((0, 3), dtype=np.int64)
     hour = start // HOUR
     low, span, width = int(hour.min()), int(hour.max()) - int(hour.min()) + 1, int(provider.max()) + 1
     group, found = _kernels(PANDAS).factorize(np, (campaign * width + provider) * span + (hour - low))
+    if ordered:
+        order = np.argsort(found)
+        rank = np.empty(len(order), dtype=np.int64)
+        rank[order] = np.arange(len(order))
+        group, found = rank[group], found[order]
     which = found // span
     return group.astype(np.int64), np.stack([which // width, which % width, (found % span + low) * HOUR], axis=1)
 
@@ -282,20 +303,15 @@ def merge(parts: Sequence[Counted]) -> Counted:
     keys, values = [], []
     for level in range(len(parts[0].levels)):
         every = np.concatenate([_translate(p, level, names) for p in parts])
-        group, key = _number(every[:, 0], every[:, 1], every[:, 2])
-        order = np.lexsort(key.T[::-1])
-        rank = np.empty(len(order), dtype=np.int64)
-        rank[order] = np.arange(len(order))
-        summed = np.zeros((len(order), len(kinds), 2), dtype=np.int64)
+        group, key = _number(every[:, 0], every[:, 1], every[:, 2], ordered=True)
+        summed = np.zeros((len(kinds), len(key), 2), dtype=np.int64)
         begin = 0
         for p in parts:  # a part's own groups are distinct, so none is named twice
-            rows = rank[group[begin : begin + len(p.keys[level])]]
+            rows = group[begin : begin + len(p.keys[level])]
             begin += len(rows)
-            if p.kinds == kinds:
-                summed[rows] += p.values[level]
-            else:
-                summed[np.ix_(rows, [kinds.index(k) for k in p.kinds])] += p.values[level]
-        keys.append(key[order])
+            at = np.array([kinds.index(k) for k in p.kinds], dtype=np.int64)
+            _kernels(PANDAS).add(np, summed, rows, at, p.values[level])
+        keys.append(key)
         values.append(summed)
     return Counted(parts[0].levels, kinds, names, keys, values)
 

@@ -96,7 +96,7 @@ def count_distinct(
         cell, kind: int[n], each row's cell and its kind in [0, kinds).
         group: int64[cells], each cell's group in [0, groups), or -1 for a cell that is not counted.
     Returns:
-        int[groups, kinds, 2]: rows, and distinct subscribers.
+        int[kinds, groups, 2]: rows, and distinct subscribers.
     Raises:
         OverflowError: groups x kinds x subscribers do not fit 63 bits.
     """
@@ -105,16 +105,27 @@ def count_distinct(
         raise OverflowError("too many groups for one partition; read more partitions")
     size = groups * kinds
     if size == 0 or subscribers == 0:
-        return xp.zeros((groups, kinds, 2), dtype="int64")
+        return xp.zeros((kinds, groups, 2), dtype="int64")
     by = xp.argsort(first, kind="stable")
     whose = xp.repeat(owner[by], (stop - first)[by])
     mine = group[cell]
     kept = xp.flatnonzero(mine >= 0)
-    code = mine[kept] * kinds + kind[kept]
+    code = mine[kept] + kind[kept].astype("int64") * groups
     pair = xp.sort(code * subscribers + whose[kept])
     new = xp.ones(len(pair), dtype="bool")
     new[1:] = pair[1:] != pair[:-1]
     out = xp.zeros((size, 2), dtype="int64")
     out[:, 0] = xp.bincount(code, minlength=size)
     out[:, 1] = xp.bincount(pair[xp.flatnonzero(new)] // subscribers, minlength=size)
-    return out.reshape(groups, kinds, 2)
+    return out.reshape(kinds, groups, 2)
+
+
+def add(xp: Any, total: Array, rows: Array, kinds: Array, counted: Array) -> None:
+    """Add some groups' counts to others'.
+
+    Args:
+        total: int64[kinds, groups, 2], added to.
+        kinds: int64[k], rows: int64[g], where in it each kind and group of ``counted`` is; none is there twice.
+        counted: int[k, g, 2].
+    """
+    total[kinds[:, None], rows] += counted

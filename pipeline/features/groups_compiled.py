@@ -15,10 +15,28 @@ import numpy as np
 from pipeline.features.compiled import compiled
 from pipeline.options import UNITS
 
-__all__ = ["cells", "count_distinct", "factorize", "pieces", "warm_up"]
+__all__ = ["add", "cells", "count_distinct", "factorize", "pieces", "warm_up"]
 
 Array = np.ndarray[Any, Any]
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: Knuth's multiplicative hashing
+
+
+def _inlined(function: Callable[..., Any]) -> Callable[..., Any]:
+    return cast(Callable[..., Any], numba.njit(nogil=True, cache=True, inline="always")(function))
+
+
+@_inlined
+def _end(key: Array, row: Any, stop: Any) -> Any:
+    """The first row after ``row`` of another key, at most ``stop``; by doubling steps, then halving ones."""
+    step = 1
+    while row + step < stop and key[row + step] == key[row]:
+        row += step
+        step *= 2
+    while step > 1:
+        step //= 2
+        if row + step < stop and key[row + step] == key[row]:
+            row += step
+    return row + 1
 
 
 @compiled
@@ -26,9 +44,10 @@ def _pieces(key: Array, ts: Array, starts: Array) -> tuple[Array, Array, Array, 
     runs = len(starts) - 1
     number = 0
     for r in range(runs):
-        for i in range(starts[r], starts[r + 1]):
-            if i == starts[r] or key[i] != key[i - 1]:
-                number += 1
+        at = starts[r]
+        while at < starts[r + 1]:
+            at = _end(key, at, starts[r + 1])
+            number += 1
     first, stop, owner = np.empty(number, np.int64), np.empty(number, np.int64), np.empty(number, np.int64)
     head = starts[:-1].copy()
     tied = False
@@ -44,9 +63,7 @@ def _pieces(key: Array, ts: Array, starts: Array) -> tuple[Array, Array, Array, 
             at = head[r]
             if at >= starts[r + 1] or key[at] != low:
                 continue
-            end = at + 1
-            while end < starts[r + 1] and key[end] == low:
-                end += 1
+            end = _end(key, at, starts[r + 1])
             first[j], stop[j], owner[j] = at, end, who
             for q in range(begin, j):  # two runs' rows tie only where their times overlap
                 if tied or ts[first[q]] > ts[end - 1] or ts[at] > ts[stop[q] - 1]:
@@ -61,10 +78,6 @@ def _pieces(key: Array, ts: Array, starts: Array) -> tuple[Array, Array, Array, 
             j += 1
             head[r] = end
     return first, stop, owner, tied
-
-
-def _inlined(function: Callable[..., Any]) -> Callable[..., Any]:
-    return cast(Callable[..., Any], numba.njit(nogil=True, cache=True, inline="always")(function))
 
 
 @_inlined
@@ -106,14 +119,14 @@ def _quotient(time: Any, unit: int) -> Any:
 def _cells(
     ts: Array, name: Array, names: int, since: Array, offsets: Array, unit: int, base: int, span: int
 ) -> tuple[Array, Array]:
-    # Where every possible cell has a slot of its own (``names`` is not 0), the table needs no hash and no look at keys.
+    # Where ``names`` is not 0, every possible cell has a slot of its own, and needs no hash: those of one time side by
+    # side, since the names in use differ little from one hour to the next.
     n = len(ts)
     cell = np.empty(n, np.int32)
+    slots = np.zeros(names * span, np.int32)
     room, used = 1024, 0
     keys = np.empty(room, np.int64)
     table, shift = _table(keys, 0)
-    if names:
-        table = np.full(names * span, -1, np.int32)
     zone, zones = 0, len(since)
     begin, end, offset = -FAR, since[1] if zones > 1 else FAR, offsets[0]
     for i in range(n):
@@ -124,9 +137,12 @@ def _cells(
             end = since[zone + 1] if zone + 1 < zones else FAR
             offset = offsets[zone]
         bucket = _quotient(now + offset, unit) - base
+        if names:
+            cell[i] = bucket * names + name[i]
+            slots[cell[i]] = 1
+            continue
         code = np.int64(name[i]) * span + bucket
-        # Cells of one time side by side: the names in use differ little from one hour to the next.
-        at = bucket * names + name[i] if names else _slot(code, shift)
+        at = _slot(code, shift)
         while True:
             number = table[at]
             if number < 0:
@@ -134,40 +150,55 @@ def _cells(
                     wider = np.empty(2 * room, np.int64)
                     wider[:room] = keys
                     keys, room = wider, 2 * room
-                    if not names:
-                        table, shift = _table(keys, used)
-                        at = _slot(code, shift)
-                        while table[at] >= 0:
-                            at = (at + 1) & (len(table) - 1)
+                    table, shift = _table(keys, used)
+                    at = _slot(code, shift)
+                    while table[at] >= 0:
+                        at = (at + 1) & (len(table) - 1)
                 number = used
                 table[at] = used
                 keys[used] = code
                 used += 1
                 break
-            if names or keys[number] == code:
+            if keys[number] == code:
                 break
             at = (at + 1) & (len(table) - 1)
         cell[i] = number
-    return cell, keys[:used].copy()
+    if not names:
+        return cell, keys[:used].copy()
+    found = np.flatnonzero(slots)
+    for number in range(len(found)):
+        slots[found[number]] = number
+    for i in range(n):
+        cell[i] = slots[cell[i]]
+    return cell, found % names * span + found // names
 
 
 @compiled
 def _count_distinct(
     first: Array, stop: Array, owner: Array, cell: Array, kind: Array, kinds: int, group: Array, groups: int
 ) -> Array:
-    # Rows, distinct subscribers and the last one seen lie side by side, in one line of the cache.
-    seen = np.zeros((groups, kinds, 4), np.int32)
+    # Rows, distinct subscribers and the last one seen lie side by side, and a kind's groups, many of which have no
+    # other: what is in use fills as few lines of the cache as can be.
+    seen = np.zeros((kinds, groups, 3), np.int32)
     for j in range(len(first)):
         who = owner[j] + 1
         for i in range(first[j], stop[j]):
             g = group[cell[i]]
             if g >= 0:
                 k = kind[i]
-                seen[g, k, 0] += 1
-                if seen[g, k, 2] != who:
-                    seen[g, k, 2] = who
-                    seen[g, k, 1] += 1
+                seen[k, g, 0] += 1
+                if seen[k, g, 2] != who:
+                    seen[k, g, 2] = who
+                    seen[k, g, 1] += 1
     return seen[:, :, :2].copy()
+
+
+@compiled
+def _add(total: Array, rows: Array, kinds: Array, counted: Array) -> None:
+    for k in range(len(kinds)):
+        for i in range(len(rows)):
+            total[kinds[k], rows[i], 0] += counted[k, i, 0]
+            total[kinds[k], rows[i], 1] += counted[k, i, 1]
 
 
 _NO_CLOCK = np.zeros(1, dtype=np.int64)
@@ -202,11 +233,19 @@ def count_distinct(
     return cast(Array, _count_distinct(first, stop, owner, cell, kind, kinds, small, groups))
 
 
+def add(xp: Any, total: Array, rows: Array, kinds: Array, counted: Array) -> None:
+    """See :func:`groups.add`."""
+    _add(total, rows, kinds, counted)
+
+
 def warm_up() -> float:
     """Compile, or load from the cache, every twin for the types in use; seconds it took."""
     began = time.perf_counter()
     key, kind = np.zeros(2, dtype=np.int64), np.zeros(2, dtype=np.int32)
     first, stop, owner, _ = pieces(np, key, key, np.array([0, 2]))
     cell, keys = cells(np, key, kind, _NO_CLOCK, _NO_CLOCK, 1, 0, 1)
-    count_distinct(np, first, stop, owner, cell, kind, 1, np.zeros(len(keys), np.int64), 1)
+    counted = count_distinct(np, first, stop, owner, cell, kind, 1, np.zeros(len(keys), np.int64), 1)
+    total = np.zeros((1, 1, 2), dtype=np.int64)
+    for one in (counted, total):  # of a partition, and of several that were merged before
+        add(np, total, key[:1], key[:1], one)
     return time.perf_counter() - began

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from pipeline.backend import Array, Frame, backend_of
 from pipeline.config import Config
@@ -77,13 +78,14 @@ def frame_of(counted: Counted, which: Level, at: int) -> pd.DataFrame:
     columns: dict[str, Any] = {}
     for i, name in enumerate(("campaign", "provider")):
         if name in which.by:
-            columns[name] = np.array(counted.names[name], dtype=object)[keys[:, i]] if len(keys) else []
+            names = pa.array(counted.names[name], pa.large_string())
+            columns[name] = pd.array(names.take(pa.array(keys[:, i])), dtype="str")
     if which.every != "all":
         columns["bucket"] = keys[:, 2].astype("datetime64[us]")
     for i, kind in enumerate(counted.kinds):
-        columns[f"n_{kind}"] = values[:, i, 0]
-        columns[f"unique_{kind}"] = values[:, i, 1]
-    return pd.DataFrame(columns).astype(dict.fromkeys(which.by, "str"))
+        columns[f"n_{kind}"] = values[i, :, 0]
+        columns[f"unique_{kind}"] = values[i, :, 1]
+    return pd.DataFrame(columns)
 
 
 def counts(

@@ -61,11 +61,11 @@ def test_equals_a_loop(side: tuple[Any, Any], runs: list[Any]) -> None:
 
     group = np.array([c // 19 - 1 for c in found.tolist()], dtype="int64")  # by name; the first is not counted
     counted = kernels.count_distinct(xp, first, stop, owner, cell, kind, 3, xp.asarray(group), 2)
-    expected = np.zeros((2, 3, 2), dtype="int64")
+    expected = np.zeros((3, 2, 2), dtype="int64")
     seen = set()
     for k, n, e in zip(key.tolist(), name.tolist(), kind.tolist(), strict=True):
         if n:
-            expected[n - 1, e] += [1, (k, n, e) not in seen]
+            expected[e, n - 1] += [1, (k, n, e) not in seen]
             seen.add((k, n, e))
     assert counted.tolist() == expected.tolist()
     assert xp is np or isinstance(counted, StrictArray)
@@ -97,6 +97,23 @@ def test_many_distinct_values(side: tuple[Any, Any]) -> None:
     cell, found = kernels.factorize(xp, code)
     assert (np.asarray(found)[np.asarray(cell)] == np.asarray(code)).all()
     assert len(found) == len(np.unique(np.asarray(code)))
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("kind", ["int32", "int64"])
+def test_add_equals_a_loop(side: tuple[Any, Any], kind: str) -> None:
+    kernels, xp = side
+    rng = np.random.default_rng(3)
+    total, counted = rng.integers(0, 2**40, (4, 9, 2)), rng.integers(0, 2**31, (3, 5, 2)).astype(kind)
+    kinds, rows = np.array([3, 0, 1]), np.array([8, 2, 3, 0, 5])
+    expected = total.tolist()
+    for k, counts in zip(kinds.tolist(), counted.tolist(), strict=True):
+        for row, (events, subscribers) in zip(rows.tolist(), counts, strict=True):
+            expected[k][row][0] += events
+            expected[k][row][1] += subscribers
+    found = xp.asarray(total)
+    kernels.add(xp, found, *map(xp.asarray, (rows, kinds, counted)))
+    assert found.tolist() == expected
 
 
 def test_too_many_groups_are_refused() -> None:
