@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_v
 
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.options import (
+    NETWORKS,
     SEQUENCE_LENGTH,
     SEQUENTIAL,
     UNITS,
@@ -36,6 +37,7 @@ from pipeline.options import (
     Split,
     TimeZone,
     Tracking,
+    Tune,
     as_list,
 )
 
@@ -70,6 +72,7 @@ class Config(Section):
     split: Split = Split()
     model: Model = Model()
     gate: Gate = Gate()
+    tune: Tune = Tune()
     tracking: Tracking = Tracking()
     decide: Decide = Decide()
     as_of: dt.datetime | None = None  # UTC where naive; default: the end of the last full day of accepted events
@@ -143,6 +146,19 @@ class Config(Section):
         for name in [n for n in (decide.hold_when, *decide.reward) if n]:
             if name not in self.outcomes:
                 raise ValueError(f"decide names the outcome {name!r}: {did_you_mean(name, self.outcomes)}")
+        return self
+
+    @model_validator(mode="after")
+    def _space_of_the_model(self) -> Config:
+        """What tune may choose is what the model takes."""
+        for name, value in self.tune.space.ends():
+            try:
+                if (name, value) == ("kind", "auto"):
+                    raise ValueError("name the kinds to search: " + ", ".join(NETWORKS))
+                self.model.having({name: value})
+            except ValidationError as error:
+                message = error.errors()[0]["msg"].removeprefix("Value error, ")
+                raise ValueError(f"tune.space.{name}: {message} (found {value!r})") from None
         return self
 
     @property

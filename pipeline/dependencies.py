@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import extensions
 from pipeline.errors import ConfigError
-from pipeline.rundir import code_version, fingerprint
+from pipeline.rundir import TUNE, code_version, fingerprint
 
 if TYPE_CHECKING:
     from pipeline.stages import Context
@@ -30,6 +30,25 @@ def rollup_key(context: Context) -> str:
 
 def train_key(context: Context) -> str:
     """The models: everything that features, labels, splits and training depend on."""
+    config = context.config
+    ends = {client: context.as_of(client) for client in context.store.clients()}
+    gate = config.gate.model_dump(mode="json", exclude={"strict"})
+    found = None
+    if config.tune.use:
+        from pipeline.learning.study import best_of
+
+        found = [best_of(context.run.path / TUNE, client) for client in context.store.clients()]
+    return fingerprint("train", _learning(context), ends, config.decide.budgets, gate, found)
+
+
+def tune_key(context: Context, client: str) -> str:
+    """One client's trials: what their rows and trainings depend on, and how they are chosen."""
+    tune = context.config.tune.model_dump(mode="json", exclude={"trials", "use"})
+    return fingerprint("tune", _learning(context), client, context.as_of(client), tune)
+
+
+def _learning(context: Context) -> tuple[object, ...]:
+    """What the rows and the training of any model depend on."""
     fields = {
         "at",
         "windows",
@@ -44,13 +63,11 @@ def train_key(context: Context) -> str:
         "clients",
         "as_known_at",
     }
-    part = context.config.model_dump(mode="json", include=fields) | {"budgets": context.config.decide.budgets}
-    part |= {"gate": context.config.gate.model_dump(mode="json", exclude={"strict"})}
+    part = context.config.model_dump(mode="json", include=fields)
     part |= {"count_machines": context.config.quality.count_machines}
-    ends = {client: context.as_of(client) for client in context.store.clients()}
     store = (context.config.store_uri, context.store.version())
     own = (extensions.digest(context.config.extensions), [(f.name, f.source) for f in extensions.features()])
-    return fingerprint("train", code_version(), store, context.backend.name, part, ends, own)
+    return code_version(), store, context.backend.name, part, own
 
 
 def decide_key(context: Context) -> str:

@@ -155,6 +155,11 @@ def rules() -> tuple[UserRule, ...]:
     return tuple(_rules[name] for name in sorted(_rules))
 
 
+def from_files() -> bool:
+    """Whether every feature is of a file that ``load`` ran: then another process can have them too."""
+    return all(feature.function.__module__.startswith(_MODULE) for feature in _features.values())
+
+
 def clear() -> None:
     """Forget everything registered."""
     _features.clear()

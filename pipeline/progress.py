@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from types import TracebackType
 from typing import TextIO
 
@@ -27,6 +30,19 @@ def _clock(seconds: float) -> str:
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
 
 
+_relay: ContextVar[Callable[[str], None] | None] = ContextVar("relay", default=None)
+
+
+@contextlib.contextmanager
+def relayed(send: Callable[[str], None]) -> Iterator[None]:
+    """Let progress that begins in this block, in this thread, hand its lines to ``send``: it is another's terminal."""
+    token = _relay.set(send)
+    try:
+        yield
+    finally:
+        _relay.reset(token)
+
+
 class Progress:
     """One stage's progress line: redrawn in place on a terminal, a plain line every ten seconds elsewhere.
 
@@ -41,7 +57,8 @@ class Progress:
     def __init__(self, label: str, total: int | None = None, unit: str = "rows", stream: TextIO | None = None) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.stream = stream if stream is not None else sys.stderr
-        self.live = self.stream.isatty()
+        self.send = _relay.get() if stream is None else None
+        self.live = self.send is None and self.stream.isatty()
         self.done = 0
         self.note = ""
         self.restart()
@@ -87,11 +104,14 @@ class Progress:
             text += f" of {_count(self.total)} {self.unit} ({min(self.done / self.total, 1):.0%})"
         else:
             text += f" {self.unit}"
-        text += f", {_count(rate)} {self.unit}/s"
+        text += f", {_count(rate)} {self.unit}/s" if rate >= 1 or not rate else f", {60 * rate:.2g} {self.unit}/min"
         if self.total and 0 < self.done < self.total:
             text += f", {_clock((self.total - self.done) / rate)} left"
         return text + (f"  {self.note}" if self.note else "")
 
     def _draw(self) -> None:
+        if self.send is not None:
+            self.send(self.line())
+            return
         self.stream.write(f"\r\x1b[K{self.line()}" if self.live else self.line() + "\n")
         self.stream.flush()

@@ -26,6 +26,7 @@ COMMANDS = {
     "simulate": "write a simulated event log: --events, --out, --clients, --days, --seed, --ids, --workers",
     "ingest": "raw files into the sorted store",
     "rollup": "ingest, and counts and rates per campaign, provider and time",
+    "tune": "ingest, and a search for each client's best settings of the model",
     "train": "ingest, and a model for each client, measured on a hold-out in time",
     "decide": "everything up to the send/hold list",
     "report": "everything up to report.html",
@@ -58,6 +59,7 @@ examples:
   python -m pipeline.run --config acme.yaml                 your own log
   python -m pipeline.run plan --config acme.yaml            what would that read and cost?
   python -m pipeline.run train --config acme.yaml model.epochs=5 windows=[7d,28d]
+  python -m pipeline.run tune --config acme.yaml --cluster local tune.trials=40
   python -m pipeline.run simulate --events 20e6 --out /data/log
 
 Any option of the configuration can be given as key=value; README lists them all.

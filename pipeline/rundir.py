@@ -17,6 +17,8 @@ from pipeline.config import Config
 from pipeline.durable import replace
 from pipeline.errors import ConfigError, StoreError
 
+TUNE = "tune"  # the folder of what tune found
+
 
 @functools.cache
 def code_version() -> str:
@@ -156,6 +158,7 @@ class RunDirectory:
             "gate": train.get("gate", {}),
             "serving": train.get("serving", {}),
             "pooled": train.get("pooled", {}),
+            "tune": self.result("tune").get("clients", {}),
             "decisions": self.result("decide").get("clients", {}),
             "rules": ingest.get("rules", []),
             "dirt": audit.get("dirt", {}),
@@ -168,7 +171,7 @@ class RunDirectory:
         return self.path / "stages" / f"{stage}.json"
 
 
-STAGES = ("simulate", "ingest", "audit", "rollup", "train", "decide", "report")
+STAGES = ("simulate", "ingest", "audit", "rollup", "tune", "train", "decide", "report")
 
 
 def _order(stage: str) -> int:

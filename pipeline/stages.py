@@ -1,4 +1,4 @@
-"""What each stage of a run does, in order: simulate, ingest, audit, rollup, train, decide, report.
+"""What each stage of a run does, in order: simulate, ingest, audit, rollup, train, decide, report; and tune.
 
 A stage is a function of a :class:`Context` that returns an :class:`Outcome`. Results are kept in the run directory
 under a key made of everything they depend on, so a finished stage is not redone and an interrupted run goes on.
@@ -121,7 +121,8 @@ def run(config: Config, until: str = "report") -> int:
     from cluster import connect
 
     wanted = [s for s in STAGES[: STAGES.index(until) + 1] if s != "simulate" or config.source is None]
-    if until in ("train", "decide") and not config.context.windows:
+    wanted = [s for s in wanted if s != "tune" or until == "tune"] + (["report"] if until == "tune" else [])
+    if until in ("tune", "train", "decide") and not config.context.windows:
         wanted = [s for s in wanted if s != "rollup"]
     wanted += ["audit"] if until == "ingest" else []
     config = with_source(config)
@@ -151,6 +152,7 @@ def run(config: Config, until: str = "report") -> int:
     left = [
         ("report", "report.html", "open it in a browser"),
         ("decide", "decisions", "Delta table: who is held, who is sent to, in which order"),
+        ("tune", "tune", "per client its trials and the best of them"),
         ("train", "models", "a version per client, with its card"),
         ("rollup", "rollups", "Delta table: counts and rates per campaign, provider and time"),
         ("ingest", "metrics.json", "everything measured"),
@@ -345,6 +347,12 @@ def _rollup(context: Context) -> Outcome:
     return Outcome(f"{rows:,} rows of counts and rates", store.rows(), {"clients": touched})
 
 
+def _tune(context: Context) -> Outcome:
+    from pipeline.tuning import tune
+
+    return Outcome(*tune(context))
+
+
 def _train(context: Context) -> Outcome:
     from pipeline.training import train
 
@@ -404,6 +412,7 @@ _STAGES = {
     "ingest": Stage(_ingest),
     "audit": Stage(_audit, audit_key),
     "rollup": Stage(_rollup, rollup_key, lambda context: _has_table(context, "rollups")),
+    "tune": Stage(_tune),
     "train": Stage(_train, train_key, _has_models),
     "decide": Stage(_decide, decide_key, lambda context: _has_table(context, "decisions")),
     "report": Stage(_report),

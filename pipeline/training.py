@@ -9,6 +9,7 @@ from pipeline.errors import ConfigError, EventgrainError, TooLittleError, did_yo
 from pipeline.learning import registry
 from pipeline.learning.tracking import Tracker
 from pipeline.progress import say
+from pipeline.trainings import trainings
 
 if TYPE_CHECKING:
     from pipeline.learning.pooled import Pool
@@ -24,32 +25,23 @@ def train(context: Context) -> tuple[str, int, dict[str, Any]]:
     Raises:
         EventgrainError: no client has a model; that of the first client.
     """
-    from pipeline.learning.client import train_client
-
     models, pool = context.run.path / "models", pool_of(context)
     result: dict[str, dict[str, Any]] = {"models": {}, "untrained": {}, "gate": {}, "serving": {}}
     untrained: dict[str, EventgrainError] = {}
+    broken: dict[str, Exception] = {}
     without: list[str] = []  # clients of too few positives that nobody serves, the pooled model being refused
     tracker = Tracker(context.config, lambda text: say(f"warning   {text}"))
     rows = pooled = 0
     _check_kinds(context)
-    for client in context.store.clients():
-        try:
-            trained = train_client(
-                context.store,
-                client,
-                context.config,
-                context.backend,
-                context.as_of(client),
-                models,
-                context.run.path / "rollups",
-                pool,
-                context.cluster.client,
-            )
-        except (TooLittleError, ConfigError) as error:
+    for client, trained in trainings(context, pool):
+        if isinstance(trained, TooLittleError | ConfigError):
             # One client's log may be too short or lack a kind; what is wrong for all of them is said below.
-            untrained[client] = error
-            say(f"          {client}: no model: {error}")
+            untrained[client] = trained
+            say(f"          {client}: no model: {trained}")
+            continue
+        if isinstance(trained, Exception):
+            broken[client] = trained
+            say(f"warning   {client}: {trained}")
             continue
         rows += trained.rows
         result["models"][client] = trained.metrics
@@ -64,6 +56,7 @@ def train(context: Context) -> tuple[str, int, dict[str, Any]]:
             lines = (trained.line, trained.split, *(f"without {lacking}" for lacking in trained.absent))
             for line in filter(None, lines):
                 say(f"          {client}: {line}")
+    _raise(broken)
     if untrained and not result["models"]:
         raise next(iter(untrained.values()))
     if pooled > SHOWN:
@@ -74,11 +67,22 @@ def train(context: Context) -> tuple[str, int, dict[str, Any]]:
         line += f"; {_clients(pooled - len(without))} with the pooled model"
     if untrained or without:
         line += f"; no model for {_clients(len(untrained) + len(without))}"
+    order = context.store.clients()  # that in which they ended tells nothing
+    result = {name: {c: found[c] for c in order if c in found} for name, found in result.items()}
     result["untrained"] = {client: str(error) for client, error in untrained.items()}
     result["untrained"] |= dict.fromkeys(without, "too few positives, and the pooled model is refused")
     if pool is not None and pool.trained is not None:
         _track(tracker, models, None, pool.trained.trained)
     return line, rows, {**result, **_of_pool(pool)}
+
+
+def _raise(broken: dict[str, Exception]) -> None:
+    """What is to be mended before the stage is done, once the other clients are trained."""
+    for client, error in broken.items():
+        if not isinstance(error, EventgrainError):
+            raise error
+        others = f"; so are {len(broken) - 1} more" if len(broken) > 1 else ""
+        raise type(error)(f"client {client!r} is not trained{others}: {error}")
 
 
 def _track(tracker: Tracker, models: Path, client: str | None, version: str) -> None:

@@ -18,7 +18,7 @@ import pandas as pd
 
 from pipeline import config as configuration
 from pipeline.config import Config
-from pipeline.decisions import charts, evidence, scorecard, sections
+from pipeline.decisions import charts, evidence, scorecard, sections, trials
 from pipeline.decisions.assure import Rule, expected, explain
 from pipeline.decisions.value import expected_effect
 from pipeline.errors import StoreError
@@ -154,6 +154,7 @@ def render(given: ReportInput) -> str:
         "models": scorecard.models(metrics, config, shown),
         "others": scorecard.others(metrics, config, shown),
         "pooled": scorecard.pooled(metrics),
+        "tuning": trials.tuning(metrics),
         "run": sections.run(metrics),
         "settings": config.dump(),
         "outcomes": {

@@ -57,8 +57,20 @@ def _about(card: Mapping[str, Any], config: Config) -> str:
             "data": f"up to {card.get('as_of') or 'not said'}, store version {card.get('snapshot')}",
             "decides": f"at each {config.at.event}" if config.at.event else f"every {every}",
             "seed": card.get("seed"),
+            "settings": _tuned(card.get("tuned")),
             "made with": libraries,
         }
+    )
+
+
+def _tuned(best: Mapping[str, Any] | None) -> str | None:
+    """Where the settings of the model are from, where it was not the configuration."""
+    if not best:
+        return None
+    named = ", ".join(f"{name} {value}" for name, value in best["settings"].items())
+    return (
+        f"those of trial {best['trial']}, the best of {best['of']} on the validation rows of store version "
+        f"{best['snapshot']} ({best['validation']:.4f}): {named}"
     )
 
 

@@ -7,6 +7,7 @@ the pooled model too.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -63,6 +64,7 @@ def train_client(
     rollups: Path | None = None,
     pool: Pool | None = None,
     cluster: Any = None,
+    tuned: Mapping[str, Any] | None = None,
 ) -> ClientModel:
     """Train, measure on the hold-out, and keep a client's model: as the version in use unless the gate refuses it.
 
@@ -71,27 +73,61 @@ def train_client(
         rollups: the run's table of roll-ups, where it is of this store; context is counted from it.
         pool: the model of all clients, for one that is too small; None: it gets a model of its own all the same.
         cluster: a ``distributed.Client``, beside whose workers ``model.devices`` train; None: on this machine.
+        tuned: of which trial of tune the settings in ``config`` are, for the card; see study.py. None: of none.
     Raises:
         TooLittleError: nothing to learn from; ModelError: from training or the registry; ConfigError: the log of this
         client has no events of the kind that decisions are made at.
     """
-    small = pool is not None and pool.wanted(client)
-    if small and pool is not None and (served := _small(pool, client, models)):
-        return served
+    train = partial(own_model, store, client, config, backend, as_of, models, rollups, cluster, tuned)
+    if pool is None:
+        return train()
+    if pool.wanted(client):
+        return _small(pool, client, models) or train()
     try:
-        data = training_data(store, client, config, backend, as_of, rollups)
+        own = train(pool.too_few)
+    except TooFewError:
+        return _small(pool, client, models) or train()
     except TooLittleError:
-        if pool is not None and not small and (served := _pooled(pool, client, models)):
+        if served := _pooled(pool, client, models):
             return served
         raise
-    if pool is not None and not small and pool.too_few(_positives(data, config)):
-        small = True
-        if served := _small(pool, client, models):
-            return served
-    own = _train_own(store, client, config, backend, as_of, models, rollups, data, cluster)
-    if own.serving is None and pool is not None and not small and (served := _pooled(pool, client, models)):
+    return or_pooled(own, pool, client, models)
+
+
+def or_pooled(own: ClientModel, pool: Pool, client: str, models: Path) -> ClientModel:
+    """A client's own model, served by the pooled one where its own was refused and it had none before."""
+    if own.serving is None and (served := _pooled(pool, client, models)):
         return replace(own, serving=served.serving)
     return own
+
+
+class TooFewError(TooLittleError):
+    """Too few positives for a model of its own."""
+
+
+def own_model(
+    store: EventStore,
+    client: str,
+    config: Config,
+    backend: Backend,
+    as_of: int,
+    models: Path,
+    rollups: Path | None = None,
+    cluster: Any = None,
+    tuned: Mapping[str, Any] | None = None,
+    too_few: Callable[[dict[str, int]], bool] | None = None,
+) -> ClientModel:
+    """As :func:`train_client`, of a model of the client's own.
+
+    Args:
+        too_few: training rows with each outcome -> whether they are for the pooled model; None: they are not.
+    Raises:
+        TooFewError: they are.
+    """
+    data = training_data(store, client, config, backend, as_of, rollups)
+    if too_few is not None and too_few(found := positives(data, config)):
+        raise TooFewError(f"client {client!r} has too few positives for a model of its own: {found}")
+    return _train_own(store, client, config, backend, as_of, models, rollups, data, cluster, tuned)
 
 
 def _train_own(
@@ -104,6 +140,7 @@ def _train_own(
     rollups: Path | None,
     data: TrainingData,
     cluster: Any,
+    tuned: Mapping[str, Any] | None,
 ) -> ClientModel:
     from pipeline.learning import drift, gate, registry
     from pipeline.learning.baselines import baselines
@@ -163,7 +200,7 @@ def _train_own(
         metrics,
         snapshot=store.version(),
         as_of=str(np.datetime_as_string(np.datetime64(as_of, "us"), timezone="UTC")),
-        facts={"split": split, "rows": counts, "gate": verdict.to_dict(), "not_looked_at": unseen},
+        facts={"split": split, "rows": counts, "gate": verdict.to_dict(), "not_looked_at": unseen, "tuned": tuned},
         activate=verdict.accepted,
     )
     line = f"{data.points:,} decision points, {len(spec)} features, {_said(model, metrics)}"
@@ -247,7 +284,7 @@ def _pooled(pool: Pool, client: str, models: Path, whole: bool = True) -> Client
     return ClientModel(found.version, rows, metrics, line, serving=found.version, pooled=True)
 
 
-def _positives(data: TrainingData, config: Config) -> dict[str, int]:
+def positives(data: TrainingData, config: Config) -> dict[str, int]:
     """Training rows with each outcome."""
     if data.found is not None:
         return {name: label.positives for name, label in zip(config.outcomes, data.found.labels, strict=True)}

@@ -85,13 +85,13 @@ def select(
     rows = as_rows(rows)
     n = min(len(rows), max(settings.budget // EPOCHS, 1))
     epochs = max(1, min(settings.epochs, settings.budget // max(n, 1)))
-    sample = _sample(rows, n, settings.seed)
+    chosen = sample(rows, n, settings.seed)
     scores: dict[str, float] = {}
     for kind in KINDS:
         if kind in SEQUENTIAL and sequences is None:
             continue
         trial = settings.model_copy(update={"kind": kind, "epochs": epochs, "patience": epochs})
-        history = train(sample, valid, heads, trial, None, sequences, ignored=ignored).history
+        history = train(chosen, valid, heads, trial, None, sequences, ignored=ignored).history
         finite = [h["validation"] for h in history if np.isfinite(h["validation"])]
         if finite:
             scores[kind] = min(finite)
@@ -104,7 +104,7 @@ def _best(scores: dict[str, float]) -> str:
     return next((kind for kind, score in scores.items() if score <= least + MARGIN), KINDS[0])
 
 
-def _sample(rows: Rows, n: int, seed: int) -> Rows:
+def sample(rows: Rows, n: int, seed: int) -> Rows:
     """n of the rows at random, in their order."""
     if n >= len(rows):
         return rows

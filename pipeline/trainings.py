@@ -1,0 +1,184 @@
+"""The trainings of all clients: side by side where the cluster has processes for them, else one after the other.
+
+Side by side each client has a worker process of its own, which reads the client's rows itself and writes the version
+that it trains: what is registered is what would be, one after the other. Clients of the pooled model follow, in this
+process, since they share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import extensions
+from pipeline.errors import ConfigError, EventgrainError, ModelError, TooLittleError
+from pipeline.learning.snapshot import Snapshot
+from pipeline.progress import say
+from pipeline.rundir import TUNE
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+    from pipeline.learning.client import ClientModel
+    from pipeline.learning.pooled import Pool
+    from pipeline.stages import Context
+
+
+@dataclass(frozen=True)
+class Training:
+    """One client's, small enough to be sent. ``enough``: positives that a model of its own takes; 0: any."""
+
+    snapshot: Snapshot
+    client: str
+    as_of: int
+    models: Path
+    rollups: Path
+    tuned: Mapping[str, Any] | None
+    enough: int
+
+
+def trainings(context: Context, pool: Pool | None) -> Iterator[tuple[str, ClientModel | Exception]]:
+    """Each client with its model, or what stood in the way of it: in order, or as they end."""
+    clients = context.store.clients()
+    settings = {client: _settings(context, client) for client in clients}
+    if _apart(context):
+        yield from _side_by_side(context, pool, settings)
+        return
+    for client in clients:
+        yield client, _here(context, pool, client, *settings[client])
+
+
+def _apart(context: Context) -> bool:
+    """Whether clients have processes of their own. A model that several devices train takes the workers itself."""
+    if context.cluster is None or context.cluster.client is None or len(context.store.clients()) < 2:
+        return False
+    return context.config.model.devices == 1 and extensions.from_files()
+
+
+def _settings(context: Context, client: str) -> tuple[Config, Mapping[str, Any] | None]:
+    """A client's configuration, with what tune found for it where that is asked for; and what that was.
+
+    Raises:
+        ConfigError: it is asked for, and no client was ever tuned.
+    """
+    from pipeline.learning.study import best_of, tuned
+
+    if not context.config.tune.use:
+        return context.config, None
+    best = best_of(context.run.path / TUNE, client)
+    if best is not None:
+        return tuned(context.config, best), best
+    if not any(best_of(context.run.path / TUNE, other) for other in context.store.clients()):
+        raise ConfigError(
+            f"tune.use is true, and nothing was tuned in {context.run.path}: run `python -m pipeline.run tune` first"
+        )
+    say(f"          {client}: never tuned, so trained as configured")
+    return context.config, None
+
+
+def _here(
+    context: Context, pool: Pool | None, client: str, config: Config, tuned: Mapping[str, Any] | None
+) -> ClientModel | EventgrainError:
+    from pipeline.learning.client import train_client
+
+    try:
+        return train_client(
+            context.store,
+            client,
+            config,
+            context.backend,
+            context.as_of(client),
+            context.run.path / "models",
+            context.run.path / "rollups",
+            pool,
+            None if context.cluster is None else context.cluster.client,
+            tuned,
+        )
+    except EventgrainError as error:
+        return error
+
+
+# -- side by side ------------------------------------------------------------------------------------------------------
+
+
+def _side_by_side(
+    context: Context, pool: Pool | None, settings: Mapping[str, tuple[Config, Mapping[str, Any] | None]]
+) -> Iterator[tuple[str, ClientModel | Exception]]:
+    from cluster.workers import Workers
+    from pipeline.learning.client import TooFewError, or_pooled
+
+    workers, models = Workers(context.cluster.client), context.run.path / "models"
+    later = {client: None for client in settings if pool is not None and pool.wanted(client)}
+    refused: dict[str, ClientModel] = {}
+    for client, (config, tuned) in settings.items():
+        if client not in later:
+            workers.add(client, train_apart, _training(context, client, config, tuned, pool is not None))
+    if workers.waiting:
+        number = min(len(workers.waiting), workers.at_once)
+        say(f"          {len(workers.waiting):,} clients, {number} side by side, each in a process of its own")
+    for job, result in workers.results():
+        if pool is not None and isinstance(result, TooFewError | TooLittleError):
+            later[job.home] = None
+        elif pool is not None and not isinstance(result, Exception) and result.serving is None:
+            refused[job.home] = result
+        else:
+            yield job.home, _died(result)
+    for client, own in refused.items():
+        assert pool is not None
+        try:
+            yield client, or_pooled(own, pool, client, models)
+        except EventgrainError as error:
+            yield client, error
+    for client in later:
+        yield client, _here(context, pool, client, *settings[client])
+
+
+def _training(
+    context: Context, client: str, config: Config, tuned: Mapping[str, Any] | None, pooling: bool
+) -> Training:
+    return Training(
+        Snapshot(config, context.backend, context.store.version(), str(context.store.uri)).absolute(),
+        client,
+        context.as_of(client),
+        (context.run.path / "models").absolute(),
+        (context.run.path / "rollups").absolute(),
+        tuned,
+        config.model.minimum_positives_own if pooling else 0,
+    )
+
+
+def train_apart(training: Training) -> ClientModel:
+    """A client's model, in the process that trains it. Raises TooFewError: it is for the pooled model."""
+    from pipeline.learning.client import own_model
+    from pipeline.learning.pooled import deciding
+
+    config = training.snapshot.config
+
+    def too_few(positives: dict[str, int]) -> bool:
+        return max(positives[name] for name in deciding(config)) < training.enough
+
+    return own_model(
+        training.snapshot.store,
+        training.client,
+        config,
+        training.snapshot.backend,
+        training.as_of,
+        training.models,
+        training.rollups,
+        None,
+        training.tuned,
+        too_few,
+    )
+
+
+def _died(result: Any) -> Any:
+    """A process that is gone, in words."""
+    from distributed.scheduler import KilledWorker
+
+    if not isinstance(result, KilledWorker):
+        return result
+    return ModelError(
+        "the process that trained it died, several times, probably for want of memory: use fewer workers with more "
+        "memory each, a smaller model.chunk, or cluster=threads, where clients are trained one after the other"
+    )
