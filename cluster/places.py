@@ -20,6 +20,7 @@ loopback interface and speaks TLS under certificates made for this run, and dash
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -156,7 +157,7 @@ def _local(why: str) -> Cluster:
     workers = max(1, min(CPU_COUNT, MEMORY_LIMIT // WORKER_MEMORY))
     reason = f"{_count(workers, 'process')}, {_size(MEMORY_LIMIT)} of memory, {why}"
     options = {"n_workers": workers, "threads_per_worker": CPU_COUNT // workers, **_private()}
-    return _start(Cluster("local", reason, workers), lambda: LocalCluster(**options))
+    return _start(Cluster("local", reason, workers), lambda: LocalCluster(**options), leave_at_once)
 
 
 def gpu_worker_options() -> dict[str, Any]:
@@ -189,7 +190,7 @@ def _gpu(why: str) -> Cluster:
         found = "the driver lists none" if visible is None else f"CUDA_VISIBLE_DEVICES is {visible!r}"
         raise InstallationError(f"cluster=gpu found no GPU: {found}. Use cluster=auto, threads or local")
     cluster = Cluster("gpu", f"{_count(count, 'GPU')}, one process each, {why}", count)
-    return _start(cluster, lambda: LocalCUDACluster(**gpu_worker_options(), **_private()))
+    return _start(cluster, lambda: LocalCUDACluster(**gpu_worker_options(), **_private()), leave_at_once)
 
 
 def _private() -> dict[str, Any]:
@@ -222,11 +223,22 @@ def _free_port(wanted: int) -> int:
     return wanted
 
 
-def _start(cluster: Cluster, make: Callable[[], Any]) -> Cluster:
+def leave_at_once(client: Any) -> None:
+    """Let worker processes end without tearing themselves down, to be said when nothing of theirs is needed any more.
+
+    One that has loaded TensorFlow takes seconds for it, longer than Dask waits before it kills the process and says so.
+    """
+    with contextlib.suppress(Exception):  # of those that are gone already
+        client.run(atexit.register, os._exit, 0, on_error="ignore")
+
+
+def _start(cluster: Cluster, make: Callable[[], Any], before_end: Callable[[Any], None] | None = None) -> Cluster:
     """Start a Dask cluster and its client; both end with the handle, or at once if the second cannot start."""
     with contextlib.ExitStack() as stack:
         cluster.client = stack.enter_context(stack.enter_context(make()).get_client())
         cluster.dashboard = _dashboard(cluster.client)
+        if before_end is not None:
+            stack.callback(before_end, cluster.client)
         cluster._cleanup = stack.pop_all()
     return cluster
 

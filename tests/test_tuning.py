@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
+from deltalake import DeltaTable
 
 from pipeline.config import Config, load
 from pipeline.errors import ConfigError, TooLittleError
@@ -54,11 +56,13 @@ def _settings(folder: Path, *clients: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def scheduler() -> Iterator[str]:
     """Two worker processes for all tests here."""
-    from distributed import LocalCluster
+    from cluster.places import leave_at_once
+    from distributed import Client, LocalCluster
 
     options: dict[str, Any] = {"n_workers": 2, "threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": None}
-    with LocalCluster(**options) as local:
+    with LocalCluster(**options) as local, Client(local) as client:
         yield local.scheduler_address
+        leave_at_once(client)
 
 
 def write(folder: Path, settings: dict[str, Any], **changed: Any) -> Path:
@@ -233,3 +237,22 @@ def test_a_search_in_which_everything_fails_is_an_error(
     assert "every trial failed: out of memory" in error.out + error.err
     with pytest.raises(ConfigError):
         load(None, ["tune.rows=1"])
+
+
+def test_processes_count_what_the_pooled_model_and_its_context_are_made_of(
+    several: dict[str, Any], scheduler: str, tmp_path: Path
+) -> None:
+    small = {**several["model"], "minimum_positives_own": 1_000_000, "kind": "recurrent", "units": 4, "epochs": 1}
+    changed = {"model": small, "context": {}, "sequences": {"length": 8}}
+    found = []
+    for name, where in (("one", "threads"), ("two", scheduler)):
+        folder = tmp_path / name
+        folder.mkdir()
+        assert main(["decide", "--config", str(write(folder, several, **changed)), "--cluster", where]) == 0
+        metrics = json.loads((folder / "runs" / "test" / "metrics.json").read_text())
+        assert metrics["pooled"]["serving"]
+        table = DeltaTable(str(folder / "runs" / "test" / "decisions")).to_pandas()
+        order = ["client", "subscriber"]
+        found.append(table.sort_values(order, ignore_index=True)[[*order, "action", "p_open"]])
+    assert found[0]["p_open"].nunique() > 20
+    pd.testing.assert_frame_equal(*found)

@@ -15,8 +15,9 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.backend import Frame, backend_of
+from pipeline.backend import Backend, Frame, backend_of
 from pipeline.config import Config
+from pipeline.events.reading import PartPlan, read_part
 from pipeline.features import rollup_table, sequences, similarity, trailing
 from pipeline.features.context import Context, define, describe
 from pipeline.features.partition import partition_arrays
@@ -165,12 +166,12 @@ def _of_partitions(
     """What ``work`` makes of each partition that the request may know, by the Dask scheduler in force."""
     import dask
 
-    plan = store.plan(client, None, request.as_of, columns, partitions, request.known_by)
-    parts = [replace(plan, bounds=plan.bounds[i : i + 2], parts=(part,)) for i, part in enumerate(plan.parts)]
-    tasks = [dask.delayed(partial(_work_on, store, part, work), pure=False, traverse=False)() for part in parts]
-    found: tuple[Any, ...] = dask.compute(*tasks)
+    parts = store.plan(client, None, request.as_of, columns, partitions, request.known_by).parts
+    # A task carries its part of the plan and not the store, whose open table cannot be sent.
+    work_on = [partial(_work_on, part, store.backend, work) for part in parts]
+    found: tuple[Any, ...] = dask.compute(*(dask.delayed(task, pure=False, traverse=False)() for task in work_on))
     return found
 
 
-def _work_on(store: Any, plan: Any, work: Callable[[Frame], Any]) -> Any:
-    return work(store.read_range(plan, 0))
+def _work_on(part: PartPlan, backend: Backend, work: Callable[[Frame], Any]) -> Any:
+    return work(read_part(part, backend))

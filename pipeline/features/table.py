@@ -16,6 +16,7 @@ import numpy as np
 
 from pipeline.backend import Array, Backend, Frame, backend_of
 from pipeline.errors import DataError
+from pipeline.events.reading import PartPlan, read_part
 from pipeline.features import families, own, samples, windows
 from pipeline.features.context import MASK, Context
 from pipeline.features.kernels import hashed_share
@@ -253,16 +254,16 @@ def feature_tables(
         context = context_of(store, client, spec.context, request, partitions=partitions)
     columns = read_columns(store, client, spec, request)
     plan = store.plan(client, until=request.as_of, columns=columns, partitions=partitions)
-    # Each task carries its own part of the plan, bound to the function: Dask would walk through every argument.
-    parts = [replace(plan, bounds=plan.bounds[i : i + 2], parts=(part,)) for i, part in enumerate(plan.parts)]
-    tasks = [partial(_table_of_range, store, part, spec, request, context) for part in parts]
+    # A task carries its part of the plan, not the store, whose open table cannot be sent; bound to the function, since
+    # Dask would walk through every argument.
+    tasks = [partial(_table_of_part, part, store.backend, spec, request, context) for part in plan.parts]
     return [dask.delayed(task, pure=False, traverse=False)() for task in tasks]
 
 
-def _table_of_range(
-    store: Any, plan: Any, spec: FeatureSpec, request: SampleRequest, context: Context | None
+def _table_of_part(
+    part: PartPlan, backend: Backend, spec: FeatureSpec, request: SampleRequest, context: Context | None
 ) -> FeatureTable:
-    return feature_table(store.read_range(plan, 0), spec, request, context=context)
+    return feature_table(read_part(part, backend), spec, request, context=context)
 
 
 def concat(tables: Sequence[FeatureTable]) -> FeatureTable:
