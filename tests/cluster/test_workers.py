@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,10 +34,16 @@ def tells(_: int) -> None:
     time.sleep(0.3)  # for the event to arrive
 
 
-def overlap(_: int) -> tuple[float, float]:
-    began = time.monotonic()
-    time.sleep(0.4)
-    return began, time.monotonic()
+def meets(folder: Path, i: int) -> int:
+    """Wait until two have begun; how many run now."""
+    (folder / f"running-{i}").touch()
+    (folder / f"begun-{i}").touch()
+    deadline = time.monotonic() + 60
+    while len(list(folder.glob("begun-*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    running = len(list(folder.glob("running-*")))
+    (folder / f"running-{i}").unlink()
+    return running
 
 
 @pytest.fixture(scope="module")
@@ -71,16 +78,14 @@ def test_a_worker_keeps_to_what_it_read_while_there_is_any() -> None:
     assert [(worker, workers._take(worker).home) for worker, _ in order] == order
 
 
-def test_a_worker_has_one_job_at_a_time(client: Any) -> None:
-    workers, spans = Workers(client), []
+def test_a_worker_has_one_job_at_a_time(client: Any, tmp_path: Path) -> None:
+    workers = Workers(client)
     workers.add("here", named, 1)
     ((_, (place, _)),) = workers.results()
     assert place != os.getpid()
     for i in range(4):
-        workers.add(f"{i}", overlap, i)
-    for _, span in workers.results():
-        spans.append(span)
-    most = max(sum(a <= began < b for a, b in spans) for began, _ in spans)
+        workers.add(f"{i}", meets, tmp_path, i)
+    most = max(running for _, running in workers.results())
     assert most == workers.at_once == 2  # though a worker has two threads
 
 
