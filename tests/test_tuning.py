@@ -56,8 +56,9 @@ def _settings(folder: Path, *clients: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def scheduler() -> Iterator[str]:
     """Two worker processes for all tests here."""
-    from cluster.places import leave_at_once
     from distributed import Client, LocalCluster
+
+    from cluster.places import leave_at_once
 
     options: dict[str, Any] = {"n_workers": 2, "threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": None}
     with LocalCluster(**options) as local, Client(local) as client:
