@@ -14,6 +14,8 @@ KEPT = (
     *("rows", "positives", "base_rate", "roc_auc", "pr_auc", "normalized_entropy", "expected_over_observed"),
     *("expected_pr_auc", "expected_roc_auc", "expected_log_loss"),
 )
+INTERVALS = ("roc_auc", "pr_auc", "expected_pr_auc")  # 90%, drawn by subscriber
+CEILINGS = ("truth", "ideal", "knowable")
 
 
 def measure(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
@@ -54,7 +56,7 @@ class Contest:
         self.heads, seconds = heads_of(settings), time.perf_counter() - began
         size = f"{len(self.learned):,} rows of {self.table.X.shape[1]} features"
         print(f"{client}: {size} to learn from, made in {seconds:.0f} s", flush=True)
-        self.truth, self.ideal = self.ceilings(store)
+        self.ceilings = self.observed(store)
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for each contestant and head, and for what stands beside them."""
@@ -66,7 +68,7 @@ class Contest:
             beside = self.metrics(p)
             print(f"    {name} in {seconds:.0f} s", flush=True)
             found += [self.row(name, head, m, {"seconds": seconds, **about}) for head, m in beside.items()]
-        for name in ("truth", "ideal"):
+        for name in CEILINGS:
             found += [self.row(name, head, m[name], {}) for head, m in beside.items() if name in m]
         return found
 
@@ -108,28 +110,37 @@ class Contest:
         set_normalisation(network.normalise, found.plain, found.squashed)
         return TrainedModel(network, found.labels)
 
-    def ceilings(self, store: Any) -> tuple[np.ndarray, np.ndarray]:
-        """The true probabilities of the hold-out and those of the ideal observer, float64[m, H] each."""
+    def observed(self, store: Any) -> dict[str, np.ndarray]:
+        """CEILINGS: the true probabilities of the hold-out, those of the ideal observer, and of one who does not know
+        how good the campaign about to be sent is, float64[m, H] each."""
+        from pipeline.events.observer import Knowledge
         from pipeline.learning.ideal import ideal_probabilities
         from pipeline.learning.truth import true_probabilities
 
         column = self.backend.column(self.table.keys["event_id"])
         ids = self.backend.to_host(column[self.holdout.index])
-        known = [true_probabilities(self.settings, self.client, ids)]
-        known.append(ideal_probabilities(store, self.settings, self.client, ids))
+        known = {"truth": true_probabilities(self.settings, self.client, ids)}
+        for name, knowledge in (("ideal", Knowledge()), ("knowable", Knowledge(quality=False))):
+            known[name] = ideal_probabilities(store, self.settings, self.client, ids, knowledge=knowledge)
         nothing = np.full(len(ids), np.nan)
-        truth, ideal = (np.stack([k.get(head.name, nothing) for head in self.heads], axis=1) for k in known)
-        return truth, ideal
+        return {name: np.stack([p.get(head.name, nothing) for head in self.heads], axis=1) for name, p in known.items()}
 
     def metrics(self, p: np.ndarray) -> dict[str, dict[str, Any]]:
         from pipeline.learning.evaluate import evaluate
 
         y, mask, weight = (self.holdout.take(name) for name in ("y", "mask", "weight"))
-        return evaluate(p, y, mask, weight, self.heads, truth=self.truth, references={"ideal": self.ideal})
+        truth, *others = CEILINGS
+        return evaluate(
+            *(p, y, mask, weight, self.heads),
+            truth=self.ceilings[truth],
+            references={name: self.ceilings[name] for name in others},
+            cluster=self.table.points(self.holdout.index)[0],
+        )
 
     def row(self, name: str, head: str, metrics: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
         """What is kept of one contestant's metrics of one head."""
         kept = {k: metrics[k] for k in KEPT if k in metrics}
+        kept["intervals"] = {k: v for k, v in metrics["intervals"].items() if k in INTERVALS and v is not None}
         row = {"client": self.client, "model": name, "head": head, **kept}
         if metrics.get("deciles"):
             row["top_decile"] = metrics["deciles"][0]["expected_over_observed"]

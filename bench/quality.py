@@ -10,21 +10,25 @@ same rows and is measured on the same hold-out in time:
     base_rate    a constant
     truth        the true probabilities, which know what no log shows
     ideal        the ideal observer, who knows how the log came about and sees the log (pipeline/events/observer.py)
+    knowable     the same without the quality of the campaign about to be sent, which no log shows before its answers
 
 On a simulated log "expected" metrics take the true probability as a label: no label noise. Numbers are medians over the
-seeds of the mean over clients. Each seed is a process of its own; what the JSON has is not measured again.
+seeds of the mean over clients; after ± half the 90% interval of one seed, drawn by subscriber. Each seed is a process
+of its own; what the JSON has is not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from bench.contest import CEILINGS
 from pipeline.errors import EventgrainError
 from pipeline.options import NETWORKS
 
@@ -87,8 +91,9 @@ def _child(options: argparse.Namespace, seed: int, kinds: list[str]) -> list[dic
 
 
 def medians(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
-    """{head: {model: {metric: median over the seeds of the mean over clients}}}; ``of_ideal``, ``of_truth``: the ratio
-    of the expected PR-AUC to theirs, of the same seed; ``seconds``: of all clients, for all heads."""
+    """{head: {model: {metric: median over the seeds of the mean over clients}}}; ``of_ideal`` and so on: the
+    ratio of the expected PR-AUC to a ceiling's, of the same seed; ``<metric>_half``: half the 90% interval of one seed;
+    ``seconds``: of all clients, for all heads."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     for head in dict.fromkeys(r["head"] for r in rows):
         mine = [r for r in rows if r["head"] == head]
@@ -115,7 +120,11 @@ def _seed(by_seed: dict[Any, list[dict[str, Any]]], seed: int, model: str) -> di
         values = [r[name] for r in rows if r.get(name) is not None]
         if values:
             found[name] = sum(values) if name == "seconds" else statistics.fmean(values)
-    for name in ("ideal", "truth"):
+    for name in ("roc_auc", "expected_pr_auc"):
+        halves = [(i[1] - i[0]) / 2 for r in rows if (i := r.get("intervals", {}).get(name))]
+        if halves and name in found:
+            found[f"{name}_half"] = math.hypot(*halves) / len(halves)  # clients share no subscriber
+    for name in CEILINGS:
         ceiling = [r["expected_pr_auc"] for r in by_seed.get((seed, name), [])]
         if ceiling and "expected_pr_auc" in found:
             found[f"of_{name}"] = found["expected_pr_auc"] / statistics.fmean(ceiling)
@@ -123,28 +132,29 @@ def _seed(by_seed: dict[Any, list[dict[str, Any]]], seed: int, model: str) -> di
 
 
 def table(report: dict[str, Any]) -> str:
-    """For each head and contestant: discrimination, share of the ceiling, calibration and seconds."""
+    """For each head and contestant: discrimination, share of the ceilings, calibration and seconds."""
     columns = {
-        "roc_auc": ("ROC-AUC", "8.4f"),
-        "pr_auc": ("PR-AUC", "8.4f"),
-        "expected_pr_auc": ("expected", "9.5f"),
-        "of_ideal": ("of ideal", "9.1%"),
-        "of_truth": ("of truth", "9.1%"),
-        "expected_over_observed": ("E/O", "6.2f"),
-        "top_decile": ("E/O top", "8.2f"),
-        "seconds": ("seconds", "8.0f"),
+        "roc_auc": ("ROC-AUC", 15, ".4f"),
+        "pr_auc": ("PR-AUC", 7, ".4f"),
+        "expected_pr_auc": ("expected PR-AUC", 17, ".5f"),
+        "of_ideal": ("of ideal", 8, ".1%"),
+        "of_knowable": ("of knowable", 11, ".1%"),
+        "of_truth": ("of truth", 8, ".1%"),
+        "expected_over_observed": ("E/O", 5, ".2f"),
+        "top_decile": ("E/O top", 7, ".2f"),
+        "seconds": ("seconds", 7, ".0f"),
     }
     lines = []
     for head, models in report["medians"].items():
-        title = " ".join(f"{text:>{int(form.split('.')[0])}}" for text, form in columns.values())
-        lines += ["", f"{head:12} {title}"]
-        order = sorted(models, key=lambda m: -models[m].get("expected_pr_auc", 0.0))
-        for model in order:
-            cells = []
-            for name, (_, form) in columns.items():
-                value = models[model].get(name)
-                cells.append(f"{value:{form}}" if value is not None else " " * int(form.split(".")[0]))
-            lines.append(f"{model:12} {' '.join(cells)}")
+        lines += ["", f"{head:12} {' '.join(f'{title:>{width}}' for title, width, _ in columns.values())}"]
+        for model in sorted(models, key=lambda m: -models[m].get("expected_pr_auc", 0.0)):
+            found, cells = models[model], []
+            for name, (_, width, form) in columns.items():
+                text = f"{found[name]:{form}}" if name in found else ""
+                if half := found.get(f"{name}_half"):
+                    text += f" ±{half:{form}}"
+                cells.append(f"{text:>{width}}")
+            lines.append(f"{model:12} {' '.join(cells)}".rstrip())
     return "\n".join(lines[1:])
 
 

@@ -13,6 +13,7 @@ from bench import quality
 def test_medians_over_seeds_of_means_over_clients() -> None:
     rows = [
         {"seed": s, "client": c, "model": m, "head": "a", "expected_pr_auc": v * f, "seconds": 2.0, "roc_auc": None}
+        | {"intervals": {"expected_pr_auc": [v * f - 0.03, v * f + 0.03]}}
         for s, v in ((1, 0.1), (2, 0.2), (3, 0.6))
         for c in ("x", "y")
         for m, f in (("dense", 0.5 if c == "x" else 0.7), ("ideal", 1.0))
@@ -21,10 +22,12 @@ def test_medians_over_seeds_of_means_over_clients() -> None:
     assert found["dense"]["expected_pr_auc"] == pytest.approx(0.12)
     assert found["dense"]["of_ideal"] == pytest.approx(0.6)
     assert found["dense"]["seconds"] == 4.0
+    assert found["dense"]["expected_pr_auc_half"] == pytest.approx(0.03 / 2**0.5)  # of a mean of two independent ones
     assert "roc_auc" not in found["dense"]
     lines = quality.table({"medians": {"a": found}}).splitlines()
     assert [line.split()[0] for line in lines] == ["a", "ideal", "dense"]
     assert "60.0%" in lines[2]
+    assert "0.12000 ±0.02121" in lines[2]
 
 
 def test_it_measures_prints_and_goes_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -43,10 +46,13 @@ def test_it_measures_prints_and_goes_on(tmp_path: Path, capfd: pytest.CaptureFix
     assert quality.main(asked) == 0
     report = json.loads(out.read_text())
     models = {r["model"] for r in report["results"]}
-    assert models == {"dense", "boosting", "base_rate", "truth", "ideal"}
+    assert models == {"dense", "boosting", "base_rate", "truth", "ideal", "knowable"}
     by = {(r["model"], r["head"]): r for r in report["results"]}
     assert len(by) == len(report["results"])  # nothing twice
     for head in ("unsubscribe", "click", "open"):
+        low, high = by["dense", head]["intervals"]["expected_pr_auc"]
+        assert low < by["dense", head]["expected_pr_auc"] < high
+        assert by["knowable", head]["expected_pr_auc"] < by["ideal", head]["expected_pr_auc"] * 1.01
         assert by["truth", head]["expected_pr_auc"] > by["boosting", head]["expected_pr_auc"] * 0.9
     assert by["base_rate", "open"]["expected_roc_auc"] == 0.5
     assert by["boosting", "open"]["roc_auc"] > 0.6
