@@ -91,10 +91,14 @@ class Contest:
     def peer(self, name: str) -> tuple[np.ndarray, dict[str, Any]]:
         """What somebody would use instead, its predictions of the hold-out."""
         from pipeline.learning.baselines import baselines
+        from pipeline.learning.boosting import boosting
+        from pipeline.learning.clocks import clocks
 
         seed = self.settings.model.seed
         if name == "boosting":
-            return boosting(self.learned, self.valid, self.holdout, self.heads, self.options.trials, seed)
+            p = np.zeros((len(self.holdout), len(self.heads)))
+            given = (self.learned, self.valid, self.holdout, self.heads, p, self.options.trials, seed)
+            return p, {"settings": boosting(*given, ignored=clocks(self.table)), "trials": self.options.trials}
         found = baselines(self.untrained(), self.learned, self.holdout, seed)
         return found["logistic" if name == "regression" else name], {}
 
@@ -145,44 +149,3 @@ class Contest:
         if metrics.get("deciles"):
             row["top_decile"] = metrics["deciles"][0]["expected_over_observed"]
         return row | about
-
-
-def boosting(
-    rows: Any, valid: Any, holdout: Any, heads: Any, trials: int, seed: int
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """HistGradientBoosting, the best of so many settings for each head: float64[m, H], and the settings chosen."""
-    from sklearn.metrics import log_loss
-
-    rng = np.random.default_rng(seed)
-    tried = [
-        {
-            "learning_rate": float(np.exp(rng.uniform(np.log(0.03), np.log(0.2)))),
-            "max_leaf_nodes": int(rng.choice([7, 15, 31, 63])),
-            "min_samples_leaf": int(rng.choice([20, 100, 400])),
-            "l2_regularization": float(rng.choice([0.0, 1.0, 10.0])),
-        }
-        for _ in range(trials)
-    ]
-    x, xv, xh = (r.take("X") for r in (rows, valid, holdout))
-    out = np.zeros((len(xh), len(heads)))
-    chosen = {}
-    for h, head in enumerate(heads):
-        known, known_valid = rows.take("mask")[:, h] > 0, valid.take("mask")[:, h] > 0
-        y, weight, yv = rows.take("y")[known, h], rows.take("weight")[known], valid.take("y")[known_valid, h]
-        least = np.inf
-        for settings in tried:
-            model = _boosted(settings, seed)
-            model.fit(x[known], y, weight, X_val=xv[known_valid], y_val=yv)
-            loss = log_loss(yv, model.predict_proba(xv[known_valid])[:, 1])
-            if loss < least:
-                least, out[:, h] = loss, model.predict_proba(xh)[:, 1]
-                chosen[head.name] = {**settings, "trees": model.n_iter_}
-    return out, {"settings": chosen, "trials": trials}
-
-
-def _boosted(settings: dict[str, Any], seed: int) -> Any:
-    from sklearn.ensemble import HistGradientBoostingClassifier
-
-    return HistGradientBoostingClassifier(
-        **settings, max_iter=400, early_stopping=True, n_iter_no_change=10, random_state=seed
-    )
