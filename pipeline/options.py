@@ -277,6 +277,7 @@ class Model(Section):
     downsample: Annotated[float, Field(gt=0, le=1)] = 1.0  # share kept of train rows that are negative on every head
     focal_gamma: Annotated[float, Field(gt=0, le=5)] = 2.0
     calibration: Literal["auto", "none", "temperature", "isotonic"] = "auto"
+    boosting: Annotated[int, Field(ge=0)] = 0  # settings of gradient boosting tried, to stand beside the model
     minimum_positives: Annotated[int, Field(ge=0)] = 50  # fewer than this in train: no model for that head
     minimum_positives_own: Annotated[int, Field(ge=0)] = 200  # fewer: the model pooled over all clients; 0: never
     pooled_rows: Annotated[int, Field(ge=1000)] = 500_000  # that the pooled model learns from and is measured on

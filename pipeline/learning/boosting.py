@@ -6,7 +6,7 @@ validation loss predicts. It takes minutes where rows are millions, which is why
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ def boosting(
     trials: int,
     seed: int = 0,
     ignored: np.ndarray | None = None,
+    done: Callable[[int], Any] = lambda fits: None,
 ) -> dict[str, dict[str, Any]]:
     """Predictions of the hold-out, by the best of so many settings for each head.
 
@@ -34,7 +35,7 @@ def boosting(
         rows, valid, holdout: what it learns from, what stops and chooses it, what it predicts; on either device.
         heads: H of them, each with ``name`` and ``kind``.
         out: float64[m, H], overwritten; a head that has no positive, or one value alone, is left as it is.
-        ignored: bool[F], features that the model does not look at either.
+        ignored: bool[F], features that the model does not look at either. done: told of fits that are made.
     Returns: {head: the settings chosen, with ``trees``, how many it came to}.
     """
     backend, rng = backend_of(rows.X), np.random.default_rng(seed)
@@ -46,6 +47,7 @@ def boosting(
         y, w, known = _labels(rows, h)
         yv, wv, known_v = _labels(valid, h)
         if not len(yv) or not len(xh) or min(len(np.unique(y)), len(np.unique(yv))) < 2:
+            done(trials)
             continue
         if head.kind == "binary":
             y, yv = y > 0, yv > 0
@@ -57,6 +59,7 @@ def boosting(
             if loss < least:
                 least, out[:, h] = loss, _predict(model, xh)
                 chosen[head.name] = {**settings, "trees": int(model.n_iter_)}
+            done(1)
     return chosen
 
 
@@ -71,7 +74,8 @@ def _draw(rng: np.random.Generator) -> dict[str, Any]:
 
 def _labels(rows: Rows, h: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A head's known labels, their weights, and of which rows."""
-    y, mask, weight = (backend_of(rows.X).to_host(rows.take(name)) for name in ("y", "mask", "weight"))
+    host = backend_of(rows.X).to_host
+    y, mask, weight = (np.asarray(host(rows.take(name))) for name in ("y", "mask", "weight"))
     known = (mask[:, h] > 0) & (weight > 0)
     return y[known, h], weight[known], known
 
@@ -87,7 +91,7 @@ def _predict(model: Any, x: np.ndarray) -> np.ndarray:
     """Probabilities; amounts, none below zero."""
     if hasattr(model, "predict_proba"):
         return np.asarray(model.predict_proba(x)[:, 1])
-    return np.maximum(np.asarray(model.predict(x)), 0)
+    return np.asarray(np.maximum(model.predict(x), 0))
 
 
 def _loss(y: np.ndarray, p: np.ndarray, weight: np.ndarray, kind: str) -> float:

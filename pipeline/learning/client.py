@@ -143,7 +143,6 @@ def _train_own(
     tuned: Mapping[str, Any] | None,
 ) -> ClientModel:
     from pipeline.learning import drift, gate, registry
-    from pipeline.learning.baselines import baselines
     from pipeline.learning.champion import champion_of
     from pipeline.learning.clocks import clocks
     from pipeline.learning.evaluate import evaluate
@@ -163,7 +162,7 @@ def _train_own(
         holdout.take("weight"),
         model.heads,
         budgets=config.decide.budgets,
-        baselines=baselines(model, rows, holdout, config.model.seed),
+        baselines=_baselines(client, config, model, (rows, valid, holdout), ignored),
         truth=_truth(config, client, model, table, holdout, backend),
         references=None if ideal is None else {"ideal": ideal},
         notes=model.notes,
@@ -299,6 +298,23 @@ def _truth(
     """The true probabilities of the hold-out's rows, float64[m, H]; None for a log that is not simulated."""
     ids = _simulated(config, table, holdout, backend)
     return None if ids is None else _by_head(true_probabilities(config, client, ids), model, len(ids))
+
+
+def _baselines(
+    client: str, config: Config, model: TrainedModel, rows: tuple[Rows, Rows, Rows], ignored: np.ndarray
+) -> dict[str, np.ndarray]:
+    """What the model is to beat, and gradient boosting where it is asked for: name -> float64[m, H]."""
+    from pipeline.learning.baselines import baselines
+    from pipeline.learning.boosting import boosting
+
+    learned, _, holdout = rows
+    found, settings = baselines(model, learned, holdout, config.model.seed), config.model
+    if settings.boosting:
+        p, fits = found["base_rate"].copy(), len(model.heads) * settings.boosting
+        with Progress(f"boosting {client}", fits, "fits") as progress:
+            boosting(*rows, model.heads, p, settings.boosting, settings.seed, ignored, progress.advance)
+        found["boosting"] = p
+    return found
 
 
 def _ideal(

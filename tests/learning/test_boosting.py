@@ -33,8 +33,9 @@ def made(backend: Backend, n: int, seed: int) -> tuple[Rows, np.ndarray]:
 
 def test_it_finds_what_is_there_and_leaves_what_cannot_be_learned(backend: Backend) -> None:
     rows, valid, (holdout, p) = made(backend, 6000, 1)[0], made(backend, 2000, 2)[0], made(backend, 2000, 3)
-    out = np.full((2000, 3), 0.25)
-    chosen = boosting(rows, valid, holdout, HEADS, out, trials=2, seed=4)
+    out, fits = np.full((2000, 3), 0.25), list[int]()
+    chosen = boosting(rows, valid, holdout, HEADS, out, trials=2, seed=4, done=fits.append)
+    assert sum(fits) == 6
     assert np.abs(out[:, 0] - p).mean() < 0.06
     spent = backend.to_host(holdout.y)[:, 1]
     assert np.abs(out[:, 1] - spent).mean() < 1.2  # the noise alone has a mean of 0.8
