@@ -47,7 +47,7 @@ FEATURES = [
 ]
 ROLLUP = [
     READING[0],
-    ("rows to arrays", "Arrow, NumPy", "pipeline.features.counting:of_tables"),
+    ("rows to arrays", "Arrow, NumPy", "pipeline.features.counting:of_runs"),
     ("cut into subscribers", "ours, numba", "pipeline.features.groups_compiled:pieces"),
     ("number the cells", "ours, numba", "pipeline.features.groups_compiled:cells"),
     ("count and count distinct", "ours, numba", "pipeline.features.groups_compiled:count_distinct"),

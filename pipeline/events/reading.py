@@ -9,13 +9,14 @@ are duplicates.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.backend import Backend, Frame
+from pipeline.backend import PANDAS, Backend, Frame
 from pipeline.events.schema import CANONICAL, CATEGORIES, CATEGORY
 from pipeline.events.sorting import merge_order, settle
 from pipeline.events.tables import DeviceRows, HostRows, collision, rows_of
@@ -60,7 +61,11 @@ class _Run:
 
 
 def _load(part: PartPlan, path: str, groups: list[int], columns: list[str], backend: Backend) -> _Run:
-    rows: Any = rows_of(backend).read(path, groups, columns, part.schema, backend)
+    return _cut(part, path, groups, rows_of(backend).read(path, groups, columns, part.schema, backend), backend)
+
+
+def _cut(part: PartPlan, path: str, groups: list[int], rows: Any, backend: Backend) -> _Run:
+    """Of sorted rows those that the partition reads."""
     key, xp = rows.integers("subscriber_key"), backend.xp
     first = int(xp.searchsorted(key, xp.asarray([part.low], dtype="int64"), side="left")[0])
     last = len(key)
@@ -151,11 +156,18 @@ class _Columns:
         return kind.concat(pieces).ranks(name, position)
 
 
-def read_runs(part: PartPlan, backend: Backend) -> list[Any]:
-    """The partition's rows as they lie in its files: sorted runs, neither merged nor rid of duplicates between them."""
+def read_runs(part: PartPlan, step: int) -> Iterator[Iterator[Any]]:
+    """The partition's rows as they lie in its files, neither merged nor rid of duplicates between them, on the CPU.
+
+    Returns:
+        for each file a sorted run, as Arrow tables of ``step`` row groups at most.
+    """
     columns = list(dict.fromkeys(["subscriber_key", "ts", *part.columns, *_known(part)]))
-    runs = [_load(part, path, list(groups), columns, backend) for path, groups in part.files]
-    return [r.rows for r in runs if len(r.rows)]
+    for path, groups in part.files:
+        yield (
+            _cut(part, path, list(groups), rows, PANDAS).rows.table
+            for rows in HostRows.stepwise(path, list(groups), columns, part.schema, step)
+        )
 
 
 def _known(part: PartPlan) -> list[str]:

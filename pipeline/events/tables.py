@@ -6,7 +6,7 @@ Reading is where the two sides differ most, so the difference is kept here; :mod
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -101,20 +101,32 @@ class HostRows:
         Raises:
             StoreError: damaged (page checksums are verified) or gone.
         """
+        (rows,) = cls.stepwise(path, groups, columns, schema, len(groups))
+        return rows
+
+    @classmethod
+    def stepwise(
+        cls, path: str, groups: list[int], columns: list[str], schema: pa.Schema, step: int
+    ) -> Iterator[HostRows]:
+        """As :meth:`read`, ``step`` row groups at a time."""
         try:
             footer = _footer(path)
             have = set(footer.schema.names)
             wanted = [c for c in columns if c in have]
             source, file = _open(path, footer, [c for c in wanted if c in CATEGORIES or c == "subscriber"])
-            with source:
-                table = file.read_row_groups(groups, columns=wanted, use_threads=False)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise damaged(path, error) from None
-        for name in columns:
-            if name not in have:
-                kind = CATEGORY if name in CATEGORIES else schema.field(name).type
-                table = table.append_column(name, pa.nulls(table.num_rows, kind))
-        return cls(table.select(columns))
+        with source:
+            for i in range(0, len(groups), step):
+                try:
+                    table = file.read_row_groups(groups[i : i + step], columns=wanted, use_threads=False)
+                except (OSError, ValueError, pa.ArrowException) as error:
+                    raise damaged(path, error) from None
+                for name in columns:
+                    if name not in have:
+                        kind = CATEGORY if name in CATEGORIES else schema.field(name).type
+                        table = table.append_column(name, pa.nulls(table.num_rows, kind))
+                yield cls(table.select(columns))
 
     @classmethod
     def concat(cls, several: list[HostRows]) -> HostRows:

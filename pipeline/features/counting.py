@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +18,6 @@ import pyarrow as pa
 from pipeline.backend import PANDAS, Array, Backend, Frame, backend_of
 from pipeline.events.reading import PartPlan, read_rows, read_runs
 from pipeline.events.schema import numpy_of
-from pipeline.events.tables import one_array
 from pipeline.features.calendar import clock
 from pipeline.options import UNITS
 
@@ -29,6 +28,7 @@ HOUR = UNITS["h"]
 MERGED_AT_ONCE = 8
 # Rows of a partition. Each one has nearly every group, and merging groups costs as much as counting these few rows:
 # 20 million events in 4 partitions take two thirds of the time of 16.
+GROUPS_AT_ONCE = 8  # row groups of a file: what is read is copied while it is in the cache
 MOST_ROWS, LEAST_ROWS = 6_000_000, 500_000
 
 
@@ -101,47 +101,58 @@ def read(part: PartPlan, backend: Backend) -> Rows:
         StoreError: a file is damaged.
     """
     if backend.compiled:
-        rows = of_tables([r.table for r in read_runs(part, backend)], part.columns)
+        rows = of_runs(read_runs(part, GROUPS_AT_ONCE), part.columns, part.rows)
         if not part.deduplicate or not rows.pieces[3]:
             return rows
     if backend.on_gpu:
         return of_frame(read_rows(part, backend).rows.frame(list(part.columns)))
-    return of_tables([read_rows(part, backend).rows.table], part.columns)
+    table = read_rows(part, backend).rows.table
+    return of_runs([[table]], part.columns, table.num_rows)
 
 
-def of_tables(tables: list[Any], columns: Sequence[str]) -> Rows:
-    """Sorted Arrow tables, one run each; ``columns``: those there, of event, campaign, provider and machine."""
-    if not tables:
-        none = np.empty(0, dtype=np.int64)
-        texts = [c for c in columns if c not in ("ts", "machine")]
-        return Rows(
-            none,
-            none,
-            dict.fromkeys(texts, none.astype(np.int32)),
-            {c: [NONE] for c in texts},
-            None,
-            (none, none, none, False),
-        )
-    starts = np.cumsum([0, *(t.num_rows for t in tables)])
-    table = pa.concat_tables(tables).unify_dictionaries()
-    key, ts = (
-        np.concatenate([numpy_of(c.view(pa.int64())) for c in table.column(name).chunks] or [np.empty(0, np.int64)])
-        for name in ("subscriber_key", "ts")
+def of_runs(runs: Iterable[Iterable[Any]], columns: Sequence[str], most: int) -> Rows:
+    """Sorted runs, each of which comes as Arrow tables one after the other, as one array for each column.
+
+    Args:
+        columns: those there, of ts, event, campaign, provider and machine; most: as many rows as there can be.
+    """
+    integers = {name: np.empty(most, dtype=np.int64) for name in ("subscriber_key", "ts")}
+    texts = [c for c in columns if c not in ("ts", "machine")]
+    codes: dict[str, Array] = {c: np.empty(most, dtype=np.int32) for c in texts}
+    known = {c: pa.DictionaryArray.from_arrays(pa.array([], pa.int32()), pa.array([NONE])) for c in texts}
+    machine = np.zeros(most if "machine" in columns else 0, dtype=bool)
+    starts, n = [0], 0
+    for run in runs:
+        for table in run:
+            for name, out in integers.items():
+                _fill(out[n:], table.column(name).cast(pa.int64()).chunks)
+            for name, out in codes.items():
+                # Codes that were given before stay: an array of no rows stands for them, before the new ones.
+                chunks = pa.chunked_array([known[name], *table.column(name).chunks]).unify_dictionaries().chunks
+                known[name] = chunks[0]
+                _fill(out[n:], [chunk.indices for chunk in chunks])
+            if len(machine):
+                _fill(machine[n:], table.column("machine").chunks)
+            n += table.num_rows
+        if n > starts[-1]:  # each run costs a look for each subscriber
+            starts.append(n)
+    key, ts = (integers[name][:n] for name in ("subscriber_key", "ts"))
+    return Rows(
+        key,
+        ts,
+        {name: out[:n] for name, out in codes.items()},
+        {name: array.dictionary.to_pylist() for name, array in known.items()},
+        machine[:n] if machine[:n].any() else None,
+        _kernels(PANDAS).pieces(np, key, ts, np.array(starts)),
     )
-    codes: dict[str, Array] = {}
-    names: dict[str, list[str]] = {}
-    machine = None
-    for column in columns:
-        if column == "machine":
-            flags = numpy_of(one_array(table.column(column)), False)
-            machine = flags if flags.any() else None
-        elif column != "ts":
-            chunks = table.column(column).chunks
-            found = [NONE if v is None else v for v in chunks[0].dictionary.to_pylist()] if chunks else []
-            missing = found.index(NONE) if NONE in found else len(found)
-            codes[column] = np.concatenate([numpy_of(c.indices, missing) for c in chunks] or [np.empty(0, np.int32)])
-            names[column] = found if missing < len(found) else [*found, NONE]
-    return Rows(key, ts, codes, names, machine, _kernels(PANDAS).pieces(np, key, ts, starts))
+
+
+def _fill(out: np.ndarray, chunks: list[Any]) -> None:
+    """Write chunks of a column one after the other, nulls as 0: no machine, the code of NONE."""
+    n = 0
+    for chunk in chunks:
+        out[n : n + len(chunk)] = numpy_of(chunk, False if out.dtype == bool else 0)
+        n += len(chunk)
 
 
 def of_frame(events: Frame) -> Rows:

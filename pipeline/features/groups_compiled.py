@@ -1,6 +1,7 @@
 """Numba twins of ``groups.py``, for the CPU: the same arguments, the same answers, one pass over the rows.
 
-Each releases the GIL, so partitions run side by side in threads, and is cached on disk.
+Each releases the GIL, so partitions run side by side in threads, and is cached on disk. Large arrays are NumPy's, which
+asks for huge pages: numba's take a fault for every 4 KB.
 """
 
 from __future__ import annotations
@@ -117,13 +118,20 @@ def _quotient(time: Any, unit: int) -> Any:
 
 @compiled
 def _cells(
-    ts: Array, name: Array, names: int, since: Array, offsets: Array, unit: int, base: int, span: int
-) -> tuple[Array, Array]:
+    ts: Array,
+    name: Array,
+    names: int,
+    since: Array,
+    offsets: Array,
+    unit: int,
+    base: int,
+    span: int,
+    cell: Array,
+    slots: Array,
+) -> Array:
     # Where ``names`` is not 0, every possible cell has a slot of its own, and needs no hash: those of one time side by
     # side, since the names in use differ little from one hour to the next.
     n = len(ts)
-    cell = np.empty(n, np.int32)
-    slots = np.zeros(names * span, np.int32)
     room, used = 1024, 0
     keys = np.empty(room, np.int64)
     table, shift = _table(keys, 0)
@@ -164,22 +172,19 @@ def _cells(
             at = (at + 1) & (len(table) - 1)
         cell[i] = number
     if not names:
-        return cell, keys[:used].copy()
+        return keys[:used].copy()
     found = np.flatnonzero(slots)
     for number in range(len(found)):
         slots[found[number]] = number
     for i in range(n):
         cell[i] = slots[cell[i]]
-    return cell, found % names * span + found // names
+    return found % names * span + found // names
 
 
 @compiled
 def _count_distinct(
-    first: Array, stop: Array, owner: Array, cell: Array, kind: Array, kinds: int, group: Array, groups: int
-) -> Array:
-    # Rows, distinct subscribers and the last one seen lie side by side, and a kind's groups, many of which have no
-    # other: what is in use fills as few lines of the cache as can be.
-    seen = np.zeros((kinds, groups, 3), np.int32)
+    first: Array, stop: Array, owner: Array, cell: Array, kind: Array, group: Array, seen: Array
+) -> None:
     for j in range(len(first)):
         who = owner[j] + 1
         for i in range(first[j], stop[j]):
@@ -190,7 +195,6 @@ def _count_distinct(
                 if seen[k, g, 2] != who:
                     seen[k, g, 2] = who
                     seen[k, g, 1] += 1
-    return seen[:, :, :2].copy()
 
 
 @compiled
@@ -222,7 +226,8 @@ def cells(
     """See :func:`groups.cells`; a table of all possible cells where they are not more than the rows."""
     names = int(name.max(initial=0)) + 1
     dense = names if 0 < names * span <= len(ts) else 0
-    return cast(tuple[Array, Array], _cells(ts, name, dense, since, offsets, unit, base, span))
+    cell, slots = np.empty(len(ts), np.int32), np.zeros(dense * span, np.int32)
+    return cell, cast(Array, _cells(ts, name, dense, since, offsets, unit, base, span, cell, slots))
 
 
 def count_distinct(
@@ -230,7 +235,11 @@ def count_distinct(
 ) -> Array:
     """See :func:`groups.count_distinct`; a group remembers the subscriber that it saw last."""
     small = group.astype(np.int32)  # it is looked at in any order: half of it is more often in the cache
-    return cast(Array, _count_distinct(first, stop, owner, cell, kind, kinds, small, groups))
+    # Rows, distinct subscribers and the last one seen lie side by side, and a kind's groups, many of which have no
+    # other: what is in use fills as few lines of the cache as can be.
+    seen = np.zeros((kinds, groups, 3), np.int32)
+    _count_distinct(first, stop, owner, cell, kind, small, seen)
+    return seen[:, :, :2]
 
 
 def add(xp: Any, total: Array, rows: Array, kinds: Array, counted: Array) -> None:
