@@ -36,6 +36,9 @@ from pipeline.learning.tensors import keras, permutation, tf
 # the demo log 0, 0.5 and 1 give the same hold-out quality within noise.
 BALANCE = 0.5
 
+# Weights that say nothing of an input, and so cannot learn rows by heart: base rates, and a normalisation's scale.
+UNDECAYED = ("bias", "gamma", "beta")
+
 
 @dataclass
 class Compile:
@@ -123,7 +126,7 @@ class Trainer:
         settings, body = self.settings, self.model.network.body
         if wanted is None:
             optimizer = keras.optimizers.AdamW(settings.learning_rate, weight_decay=settings.weight_decay)
-            optimizer.exclude_from_weight_decay(var_names=["bias"])
+            optimizer.exclude_from_weight_decay(var_names=list(UNDECAYED))
         else:
             optimizer = keras.optimizers.get(wanted)
         optimizer.build(body.trainable_variables)
