@@ -359,7 +359,7 @@ class Space(Section):
 
     kind: Annotated[Any, PlainValidator(_kinds)] = "auto"  # auto: logistic, dense, and model.kind
     learning_rate: Span = "0.0005 to 0.03"
-    weight_decay: Span = "0.001 to 2"
+    weight_decay: Span = "0.001 to 1"
     hidden: Annotated[Any, PlainValidator(_widths)] = [[32], [64, 32], [128, 64], [256, 128]]
     dropout: Span = [0.0, 0.1, 0.2, 0.4]
     batch_size: Choices = [1024, 2048, 4096, 8192]
