@@ -81,8 +81,8 @@ def _raise(broken: dict[str, Exception]) -> None:
     for client, error in broken.items():
         if not isinstance(error, EventgrainError):
             raise error
-        others = f"; so are {len(broken) - 1} more" if len(broken) > 1 else ""
-        raise type(error)(f"client {client!r} is not trained{others}: {error}")
+        others = f", nor are {len(broken) - 1} more" if len(broken) > 1 else ""
+        raise type(error)(f"{error} (so client {client!r} is not trained{others})")
 
 
 def _track(tracker: Tracker, models: Path, client: str | None, version: str) -> None:

@@ -165,7 +165,8 @@ def test_an_error_of_one_client_is_named_and_the_others_are_trained(
     (tmp_path / "runs" / "test" / "models" / "acme").write_text("in the way")
     assert main(["train", "--config", str(write(tmp_path, several)), "--cluster", scheduler]) == 2
     error = capsys.readouterr().err
-    assert "client 'acme' is not trained: cannot read the checkpoint" in error
+    assert "error: cannot read the checkpoint" in error
+    assert "(so client 'acme' is not trained)" in error
     assert "Traceback" not in error
     (tmp_path / "runs" / "test" / "models" / "acme").unlink()
     assert list(weights(tmp_path)) == ["globex"]
