@@ -60,7 +60,7 @@ def scheduler() -> Iterator[str]:
 
     from cluster.places import leave_at_once
 
-    options: dict[str, Any] = {"n_workers": 2, "threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": None}
+    options: dict[str, Any] = {"n_workers": 2, "threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": ":0"}
     with LocalCluster(**options) as local, Client(local) as client:
         yield local.scheduler_address
         leave_at_once(client)

@@ -50,7 +50,7 @@ def meets(folder: Path, i: int) -> int:
 def client() -> Iterator[Any]:
     from distributed import Client, LocalCluster
 
-    options: dict[str, Any] = {"n_workers": 2, "threads_per_worker": 2, "host": "127.0.0.1", "dashboard_address": None}
+    options: dict[str, Any] = {"n_workers": 2, "threads_per_worker": 2, "host": "127.0.0.1", "dashboard_address": ":0"}
     with LocalCluster(**options) as local, Client(local) as made:
         yield made
 
