@@ -271,7 +271,7 @@ class Model(Section):
     )
     patience: Annotated[int, Field(ge=0)] = 3
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 0.5  # AdamW's: each step takes this times learning_rate off
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4  # AdamW's: each step takes this times learning_rate off
     seed: int = 1
     imbalance: Literal["none", "downsample", "recalibrated", "class_weights", "focal"] = "none"
     downsample: Annotated[float, Field(gt=0, le=1)] = 1.0  # share kept of train rows that are negative on every head
@@ -359,7 +359,7 @@ class Space(Section):
 
     kind: Annotated[Any, PlainValidator(_kinds)] = "auto"  # auto: logistic, dense, and model.kind
     learning_rate: Span = "0.0005 to 0.03"
-    weight_decay: Span = "0.001 to 1"
+    weight_decay: Span = "0.0001 to 1"
     hidden: Annotated[Any, PlainValidator(_widths)] = [[32], [64, 32], [128, 64], [256, 128]]
     dropout: Span = [0.0, 0.1, 0.2, 0.4]
     batch_size: Choices = [1024, 2048, 4096, 8192]

@@ -26,9 +26,9 @@ NONE = ""  # stands for a campaign or provider that a row does not have
 MACHINE = "machine_"  # begins the names of kinds that a machine caused
 HOUR = UNITS["h"]
 MERGED_AT_ONCE = 8
+GROUPS_AT_ONCE = 8  # row groups of a file: what is read is copied while it is in the cache
 # Rows of a partition. Each one has nearly every group, and merging groups costs as much as counting these few rows:
 # 20 million events in 4 partitions take two thirds of the time of 16.
-GROUPS_AT_ONCE = 8  # row groups of a file: what is read is copied while it is in the cache
 MOST_ROWS, LEAST_ROWS = 6_000_000, 500_000
 
 

@@ -19,7 +19,7 @@ HEADS = (Head("a"), Head("b"))
 
 def test_each_head_beside_its_baselines_and_the_truth(backend: Backend) -> None:
     data, holdout = planted(backend, 20_000), planted(backend, 10_000, seed=1)
-    model = train(data.rows, None, HEADS, Model(hidden=[], batch_size=512, weight_decay=1e-4))
+    model = train(data.rows, None, HEADS, Model(hidden=[], batch_size=512))
     p = model.predict(holdout.rows.X)
     beside = baselines(model, data.rows, holdout.rows)
     rows = holdout.rows

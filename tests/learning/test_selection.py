@@ -35,7 +35,6 @@ def test_the_kind_that_can_see_it_is_chosen() -> None:
     rows, _ = planted_history(PANDAS, 3_000)
     valid, _ = planted_history(PANDAS, 1_500, seed=1)
     settings = Model(kind="auto", hidden=[16], units=8, epochs=8, batch_size=256, learning_rate=1e-2, budget=16_000)
-    settings = settings.model_copy(update={"weight_decay": 1e-4})  # a truth within reach, and little to be misled by
     found = select(rows, valid, HEADS, settings, SPEC)
     assert set(found["scores"]) == TRIED
     assert (found["rows"], found["epochs"]) == (3_000, 5)

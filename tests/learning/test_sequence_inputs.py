@@ -21,7 +21,7 @@ from tests.learning.data import log_loss
 
 LENGTH = 5
 HEADS = (Head("a"), Head("b"))
-SETTINGS = Model(batch_size=512, epochs=20, minimum_positives=5, learning_rate=0.05, weight_decay=1e-4)
+SETTINGS = Model(batch_size=512, epochs=20, minimum_positives=5, learning_rate=0.05)
 
 
 def counting(architecture: Architecture, seed: int = 0) -> Network:
