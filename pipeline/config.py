@@ -1,6 +1,6 @@
 """The one typed configuration: a YAML file plus ``key=value`` overrides.
 
-``load`` returns a validated, frozen :class:`Config`; the sections it is made of are in options.py.
+``load`` returns a validated, frozen :class:`Config`; the sections it is made of are in options.py, tune's in search.py.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from pipeline.options import (
     Split,
     TimeZone,
     Tracking,
-    Tune,
     as_list,
 )
+from pipeline.search import Tune
 
 
 class Config(Section):

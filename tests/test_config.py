@@ -12,7 +12,11 @@ from pipeline.options import format_duration, parse_duration
 
 
 def test_defaults_survive_a_round_trip(tmp_path: Path) -> None:
-    for overrides in ([], ["decide.hold_when=null", "timezone=Asia/Tokyo", "as_of=2026-10-01", "at={every: 7d}"]):
+    for overrides in (
+        [],
+        ["decide.hold_when=null", "timezone=Asia/Tokyo", "as_of=2026-10-01", "at={every: 7d}"],
+        ["tune.space.learning_rate=0.001 to 0.1", "tune.space.hidden=[32, 16]", "tune.space.kind=dense"],
+    ):
         config = load(None, overrides)
         path = tmp_path / "config.yaml"
         path.write_text(config.dump())
@@ -60,6 +64,18 @@ def test_a_duration_without_a_unit_is_refused() -> None:
         ("as_of=yesterday", "as_of"),
         ("as_of=2026-13-45", "'as_of=2026-13-45' cannot be read: month must be in 1..12"),
         ("as_of=2026-02-30T10:00:00", "cannot be read: day"),
+        ("tune.trials=0", "tune.trials"),
+        ("tune.space.learning_rat=0.1", "no such option; did you mean 'learning_rate'"),
+        ("tune.space.learning_rate=0.1 to 0.01", "is no range: write two numbers, the lesser first"),
+        ("tune.space.learning_rate=fast to slow", "is no range"),
+        ("tune.space.learning_rate=-1 to 0.1", "tune.space.learning_rate: Input should be greater than 0"),
+        ("tune.space.units=[16, 18]", "tune.space.units: Input should be a multiple of 4 (found 18)"),
+        ("tune.space.kind=[dense, deep]", "tune.space.kind"),
+        ("tune.space.kind=[dense, auto]", "name the kinds to search: logistic, dense"),
+        ("tune.space.batch_size=[]", "at least one value"),
+        ("tune.space.batch_size=[512, 512]", "none of them twice"),
+        ("tune.space.dropout={low: 0, high: 1}", "write a value, a list of values"),
+        ("tune.space.imbalance=[none, downsample]", "tune.space.imbalance"),
         ("epochs", "write key=value"),
         ("=5", "write key=value"),
         ("model.epochs=[", "not YAML"),
@@ -87,6 +103,11 @@ def test_the_file_names_the_run(tmp_path: Path) -> None:
     assert config.name == "acme-mail"
     assert config.client_timezone("a") == "Asia/Tokyo"
     assert config.client_timezone("b") == "Europe/Paris"
+
+
+def test_one_value_to_search_is_a_choice_of_one() -> None:
+    assert load(None, ["tune.space.hidden=[32, 16]"]).tune.space.hidden == [[32, 16]]
+    assert load(None, ["tune.space.kind=dense"]).tune.space.kind == ["dense"]
 
 
 def test_a_later_override_wins() -> None:

@@ -11,7 +11,8 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pipeline.options import SEQUENTIAL, Model, Space, parse_span
+from pipeline.options import SEQUENTIAL, Model
+from pipeline.search import Space, parse_span
 
 if TYPE_CHECKING:
     import optuna

@@ -24,8 +24,9 @@ from pipeline.errors import ConfigError
 from pipeline.learning import space
 from pipeline.learning.registry import client_dir
 from pipeline.learning.space import Settings
-from pipeline.options import SEQUENCE_LENGTH, SEQUENTIAL, Model, Tune
+from pipeline.options import SEQUENCE_LENGTH, SEQUENTIAL, Model
 from pipeline.rundir import read_json, write_atomic
+from pipeline.search import Tune
 
 if TYPE_CHECKING:
     import optuna

@@ -15,7 +15,8 @@ from pipeline.config import load
 from pipeline.errors import ConfigError, StoreError
 from pipeline.learning import space, study
 from pipeline.learning.study import Study, Trial, optuna_study, pruner_study, with_settings
-from pipeline.options import Model, Tune
+from pipeline.options import Model
+from pipeline.search import Tune
 
 MODEL = Model()
 
@@ -162,35 +163,3 @@ def test_a_kind_that_reads_sequences_has_them() -> None:
     assert with_settings(load(None), {"kind": "combined"}).sequences.length == 64
     assert with_settings(load(None, ["sequences.length=8"]), {"kind": "combined"}).sequences.length == 8
     assert with_settings(load(None), {"kind": "dense"}).sequences.length == 0
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("tune.space.learning_rat=0.1", "no such option; did you mean 'learning_rate'"),
-        ("tune.space.learning_rate=0.1 to 0.01", "is no range: write two numbers, the lesser first"),
-        ("tune.space.learning_rate=fast to slow", "is no range"),
-        ("tune.space.learning_rate=-1 to 0.1", "tune.space.learning_rate: Input should be greater than 0"),
-        ("tune.space.units=[16, 18]", "tune.space.units: Input should be a multiple of 4 (found 18)"),
-        ("tune.space.kind=[dense, deep]", "tune.space.kind"),
-        ("tune.space.kind=[dense, auto]", "name the kinds to search: logistic, dense"),
-        ("tune.space.batch_size=[]", "at least one value"),
-        ("tune.space.batch_size=[512, 512]", "none of them twice"),
-        ("tune.space.dropout={low: 0, high: 1}", "write a value, a list of values"),
-        ("tune.space.imbalance=[none, downsample]", "tune.space.imbalance"),
-        ("tune.trials=0", "tune.trials"),
-    ],
-)
-def test_a_wrong_space_is_named(override: str, message: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        load(None, [override])
-    assert message in str(caught.value)
-
-
-def test_the_space_survives_being_written_down(tmp_path: Path) -> None:
-    config = load(
-        None, ["tune.space.learning_rate=0.001 to 0.1", "tune.space.hidden=[32, 16]", "tune.space.kind=dense"]
-    )
-    assert config.tune.space.hidden == [[32, 16]]
-    (tmp_path / "config.yaml").write_text(config.dump())
-    assert load(tmp_path / "config.yaml") == config
