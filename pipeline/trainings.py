@@ -8,13 +8,11 @@ process, since they share it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import extensions
 from pipeline.errors import ConfigError, EventgrainError, ModelError, TooLittleError
-from pipeline.learning.snapshot import Snapshot
+from pipeline.learning.snapshot import Snapshot, Training
 from pipeline.progress import say
 from pipeline.rundir import TUNE
 
@@ -25,28 +23,14 @@ if TYPE_CHECKING:
     from pipeline.stages import Context
 
 
-@dataclass(frozen=True)
-class Training:
-    """One client's, small enough to be sent. ``enough``: positives that a model of its own takes; 0: any."""
-
-    snapshot: Snapshot
-    client: str
-    as_of: int
-    models: Path
-    rollups: Path
-    tuned: Mapping[str, Any] | None
-    enough: int
-
-
 def trainings(context: Context, pool: Pool | None) -> Iterator[tuple[str, ClientModel | Exception]]:
     """Each client with its model, or what stood in the way of it: in order, or as they end."""
-    clients = context.store.clients()
-    settings = {client: _settings(context, client) for client in clients}
+    wanted = [_training(context, client) for client in context.store.clients()]
     if _apart(context):
-        yield from _side_by_side(context, pool, settings)
+        yield from _side_by_side(context, pool, wanted)
         return
-    for client in clients:
-        yield client, _here(context, pool, client, *settings[client])
+    for training in wanted:
+        yield training.client, _here(context, pool, training)
 
 
 def _apart(context: Context) -> bool:
@@ -77,24 +61,17 @@ def _settings(context: Context, client: str) -> tuple[Config, Mapping[str, Any] 
     return context.config, None
 
 
-def _here(
-    context: Context, pool: Pool | None, client: str, config: Config, tuned: Mapping[str, Any] | None
-) -> ClientModel | EventgrainError:
+def _training(context: Context, client: str) -> Training:
+    config, tuned = _settings(context, client)
+    models, rollups = context.run.path / "models", context.run.path / "rollups"
+    return Training(Snapshot.of(context.store, config), client, context.as_of(client), models, rollups, tuned)
+
+
+def _here(context: Context, pool: Pool | None, training: Training) -> ClientModel | EventgrainError:
     from pipeline.learning.client import train_client
 
     try:
-        return train_client(
-            context.store,
-            client,
-            config,
-            context.backend,
-            context.as_of(client),
-            context.run.path / "models",
-            context.run.path / "rollups",
-            pool,
-            None if context.cluster is None else context.cluster.client,
-            tuned,
-        )
+        return train_client(training, pool, None if context.cluster is None else context.cluster.client)
     except EventgrainError as error:
         return error
 
@@ -103,23 +80,25 @@ def _here(
 
 
 def _side_by_side(
-    context: Context, pool: Pool | None, settings: Mapping[str, tuple[Config, Mapping[str, Any] | None]]
+    context: Context, pool: Pool | None, wanted: list[Training]
 ) -> Iterator[tuple[str, ClientModel | Exception]]:
     from cluster.workers import Workers
-    from pipeline.learning.client import TooFewError, or_pooled
+    from pipeline.learning.client import TooFewError, or_pooled, own_model
 
-    workers, models = Workers(context.cluster.client), context.run.path / "models"
-    later = {client: None for client in settings if pool is not None and pool.wanted(client)}
+    workers, pooling = Workers(context.cluster.client), pool is not None
+    later: list[Training] = []
     refused: dict[str, ClientModel] = {}
-    for client, (config, tuned) in settings.items():
-        if client not in later:
-            workers.add(client, train_apart, _training(context, client, config, tuned, pool is not None))
+    for training in wanted:
+        if pool is not None and pool.wanted(training.client):
+            later.append(training)
+        else:
+            workers.add(training.client, own_model, training.absolute(), None, pooling, tag=training)
     if workers.waiting:
         number = min(len(workers.waiting), workers.at_once)
         say(f"          {len(workers.waiting):,} clients, {number} side by side, each in a process of its own")
     for job, result in workers.results():
         if pool is not None and isinstance(result, TooFewError | TooLittleError):
-            later[job.home] = None
+            later.append(job.tag)
         elif pool is not None and not isinstance(result, Exception) and result.serving is None:
             refused[job.home] = result
         else:
@@ -127,49 +106,11 @@ def _side_by_side(
     for client, own in refused.items():
         assert pool is not None
         try:
-            yield client, or_pooled(own, pool, client, models)
+            yield client, or_pooled(own, pool, client)
         except EventgrainError as error:
             yield client, error
-    for client in later:
-        yield client, _here(context, pool, client, *settings[client])
-
-
-def _training(
-    context: Context, client: str, config: Config, tuned: Mapping[str, Any] | None, pooling: bool
-) -> Training:
-    return Training(
-        Snapshot(config, context.backend, context.store.version(), str(context.store.uri)).absolute(),
-        client,
-        context.as_of(client),
-        (context.run.path / "models").absolute(),
-        (context.run.path / "rollups").absolute(),
-        tuned,
-        config.model.minimum_positives_own if pooling else 0,
-    )
-
-
-def train_apart(training: Training) -> ClientModel:
-    """A client's model, in the process that trains it. Raises TooFewError: it is for the pooled model."""
-    from pipeline.learning.client import own_model
-    from pipeline.learning.pooled import deciding
-
-    config = training.snapshot.config
-
-    def too_few(positives: dict[str, int]) -> bool:
-        return max(positives[name] for name in deciding(config)) < training.enough
-
-    return own_model(
-        training.snapshot.store,
-        training.client,
-        config,
-        training.snapshot.backend,
-        training.as_of,
-        training.models,
-        training.rollups,
-        None,
-        training.tuned,
-        too_few,
-    )
+    for training in later:
+        yield training.client, _here(context, pool, training)
 
 
 def _died(result: Any) -> Any:

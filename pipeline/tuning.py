@@ -128,7 +128,7 @@ def _add(context: Context, workers: Workers, client: str, search: Search) -> Non
     rivals = [t.best_so_far for t in study.before(search.batch) if t.state == "complete"] if study.tune.prune else []
     for number, settings in asked.items():
         task = Task(
-            Snapshot(config, context.backend, context.store.version(), str(context.store.uri)).absolute(),
+            Snapshot.of(context.store, config).absolute(),
             client,
             context.as_of(client),
             (context.run.path / "rollups").absolute(),

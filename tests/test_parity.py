@@ -121,12 +121,13 @@ def test_training_and_scoring_agree(sides: tuple[Side, Side], tmp_path: Path) ->
     pytest.importorskip("tensorflow")
     from pipeline.learning.client import train_client
     from pipeline.learning.registry import load_current
+    from pipeline.learning.snapshot import Snapshot, Training
 
     cpu, _ = sides
     client = cpu.store.clients()[0]
     config = cpu.config.model_copy(update={"model": cpu.config.model.model_copy(update={"epochs": 2})})
     as_of = cpu.store.last_full_day(client)
-    train_client(cpu.store, client, config, cpu.backend, as_of, tmp_path)
+    train_client(Training(Snapshot.of(cpu.store, config), client, as_of, tmp_path))
     model, _, _ = load_current(tmp_path, client)
     scores = []
     for side in sides:

@@ -14,10 +14,13 @@ from pipeline.backend import PANDAS
 from pipeline.config import Config
 from pipeline.errors import ConfigError, DataError, TooLittleError
 from pipeline.learning import client as learning
+from pipeline.learning.snapshot import Training
 from pipeline.rundir import RunDirectory
 
 
 class Store:
+    uri, backend = "store", PANDAS
+
     def __init__(self, *clients: str) -> None:
         self.names = list(clients)
 
@@ -42,7 +45,8 @@ VERDICTS = {"bad": {"accepted": False, "reasons": ["click: expected/observed 3.0
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     done: list[str] = []
 
-    def train_client(store: Any, client: str, *_: Any) -> Any:
+    def train_client(training: Training, *_: Any) -> Any:
+        client = training.client
         if client in ("short", "young"):
             raise TooLittleError(f"{client} is too short")
         if client == "other":

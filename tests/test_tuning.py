@@ -202,13 +202,12 @@ def test_using_what_was_never_tuned_is_an_error(
 def test_a_trial_that_cannot_be_trained_is_recorded(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from pipeline.backend import PANDAS
     from pipeline.events.store import EventStore
     from pipeline.learning.snapshot import Snapshot
 
     config = Config.model_validate(settings)
     store = EventStore(config.store_uri)
-    snapshot = Snapshot(config, PANDAS, store.version(), store.uri)
+    snapshot = Snapshot.of(store, config)
     task = tune.Task(snapshot, "acme", store.last_full_day("acme", "UTC"), None, 5, {"kind": "dense"}, (), False, 0)
     wild = tune.run_trial(tune.Task(**{**task.__dict__, "settings": {"kind": "dense", "learning_rate": 1e38}}))
     assert wild.state == "failed"

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline import config as configuration
-from pipeline.backend import Backend
 from pipeline.config import Config
 from pipeline.errors import EventgrainError, ModelError
 from pipeline.features.preparation import context_of, hourly
@@ -21,30 +19,20 @@ from pipeline.learning.gate import Champion
 from pipeline.learning.rows import select
 
 if TYPE_CHECKING:
-    from pipeline.events.store import EventStore
     from pipeline.features.spec import FeatureSpec
+    from pipeline.learning.snapshot import Training
 
 
-def champion_of(
-    store: EventStore,
-    client: str,
-    config: Config,
-    backend: Backend,
-    as_of: int,
-    models: Path,
-    table: FeatureTable,
-    rollups: Path | None = None,
-    ranges: int | None = None,
-) -> Champion | None:
+def champion_of(training: Training, table: FeatureTable, ranges: int | None = None) -> Champion | None:
     """The model in use and its predictions of the challenger's hold-out; None where there is none in use.
 
     Where it cannot be asked, because it is damaged, needs what the log no longer has or learned from the hold-out, its
     ``why_not`` says so.
 
     Args:
-        table: the challenger's. as_of: where its data end, microseconds UTC. ranges: key ranges to work in.
+        training: the challenger's, and its table. ranges: key ranges to work in.
     """
-    version = None
+    version, models, client = None, training.models, training.client
     try:
         version = registry.current(models, client)
         if version is None:
@@ -54,15 +42,15 @@ def champion_of(
     except EventgrainError as error:
         return Champion(version or "damaged", why_not={"": str(error)})
     learned = frozenset(head.name for head in model.heads if head.name not in model.notes)
-    request = SampleRequest.from_config(config, client, as_of, "train")
+    request = SampleRequest.from_config(training.config, client, training.as_of, "train")
     seen = _seen_until(theirs, card)
     if seen is None or seen > request.bounds()["holdout"]:
         return Champion(version, learned, why_not={"": "it was trained on later data, of which the hold-out is a part"})
     try:
-        p = _predictions(store, client, backend, request, table, model, spec, rollups, ranges)
+        p = _predictions(training, request, table, model, spec, ranges)
     except EventgrainError as error:
         return Champion(version, learned, why_not={"": f"its features cannot be made of this log: {error}"})
-    return Champion(version, learned, *_columns(config, theirs, model, p, request))
+    return Champion(version, learned, *_columns(training.config, theirs, model, p))
 
 
 def _seen_until(theirs: Config, card: Mapping[str, Any]) -> int | None:
@@ -74,25 +62,23 @@ def _seen_until(theirs: Config, card: Mapping[str, Any]) -> int | None:
 
 
 def _predictions(
-    store: EventStore,
-    client: str,
-    backend: Backend,
+    training: Training,
     request: SampleRequest,
     table: FeatureTable,
     model: Any,
     spec: FeatureSpec,
-    rollups: Path | None,
     ranges: int | None,
 ) -> np.ndarray:
     """float64[m, heads of the champion], in the order of the challenger's hold-out."""
     import dask
 
+    store, client = training.store, training.client
     if spec != table.spec:
         if not request.holdout_share:  # else the hold-out has rows of any time
             request = replace(request, since=request.bounds()["holdout"])
         known = None
         if spec.context is not None:
-            known = context_of(store, client, spec.context, request, hourly(rollups, client), ranges)
+            known = context_of(store, client, spec.context, request, hourly(training.rollups, client), ranges)
         tasks = feature_tables(store, client, spec, request, ranges, known)
         own = concat(dask.compute(*tasks, scheduler="threads"))
         mine, wanted = (_points(t) for t in (own, table))
@@ -100,7 +86,9 @@ def _predictions(
             raise ModelError(f"{len(mine)} decision points where {len(wanted)} were expected")
         table = own
     rows = select(table, HOLDOUT)
-    return np.asarray(backend.to_host(model.predict(rows.X, rows.index, sequences=rows.sequences)), dtype=np.float64)
+    return np.asarray(
+        training.backend.to_host(model.predict(rows.X, rows.index, sequences=rows.sequences)), dtype=np.float64
+    )
 
 
 def _points(table: FeatureTable) -> np.ndarray:
@@ -108,9 +96,7 @@ def _points(table: FeatureTable) -> np.ndarray:
     return np.stack(table.points(select(table, HOLDOUT).index), axis=1)
 
 
-def _columns(
-    config: Config, theirs: Config, model: Any, p: np.ndarray, request: SampleRequest
-) -> tuple[np.ndarray, dict[str, str]]:
+def _columns(config: Config, theirs: Config, model: Any, p: np.ndarray) -> tuple[np.ndarray, dict[str, str]]:
     """The predictions in the challenger's order of outcomes, and why a column has none."""
     place = {head.name: h for h, head in enumerate(model.heads)}
     out, why_not = np.full((len(p), len(config.outcomes)), np.nan), {}

@@ -7,29 +7,26 @@ the pooled model too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.backend import Backend
 from pipeline.config import Config
-from pipeline.errors import SourceError, TooLittleError
+from pipeline.errors import TooLittleError
 from pipeline.features import table as features
 from pipeline.features.samples import HOLDOUT, TRAIN, VALIDATION, SampleRequest, describe
 from pipeline.learning.data import TrainingData, ranges, training_data
-from pipeline.learning.truth import true_probabilities
+from pipeline.learning.yardsticks import measure
 from pipeline.options import SECOND
 from pipeline.progress import Progress
 
 if TYPE_CHECKING:
-    from pipeline.events.store import EventStore
+    from pipeline.learning import gate
     from pipeline.learning.model import TrainedModel
     from pipeline.learning.pooled import Pool
-    from pipeline.learning.rows import Rows
+    from pipeline.learning.snapshot import Training
 
 
 @dataclass(frozen=True)
@@ -54,49 +51,35 @@ class ClientModel:
     pooled: bool = False
 
 
-def train_client(
-    store: EventStore,
-    client: str,
-    config: Config,
-    backend: Backend,
-    as_of: int,
-    models: Path,
-    rollups: Path | None = None,
-    pool: Pool | None = None,
-    cluster: Any = None,
-    tuned: Mapping[str, Any] | None = None,
-) -> ClientModel:
+def train_client(training: Training, pool: Pool | None = None, cluster: Any = None) -> ClientModel:
     """Train, measure on the hold-out, and keep a client's model: as the version in use unless the gate refuses it.
 
     Args:
-        as_of: where the data end, microseconds UTC. models: the run's directory of models.
-        rollups: the run's table of roll-ups, where it is of this store; context is counted from it.
         pool: the model of all clients, for one that is too small; None: it gets a model of its own all the same.
         cluster: a ``distributed.Client``, beside whose workers ``model.devices`` train; None: on this machine.
-        tuned: of which trial of tune the settings in ``config`` are, for the card; see study.py. None: of none.
     Raises:
         TooLittleError: nothing to learn from; ModelError: from training or the registry; ConfigError: the log of this
         client has no events of the kind that decisions are made at.
     """
-    train = partial(own_model, store, client, config, backend, as_of, models, rollups, cluster, tuned)
+    client = training.client
     if pool is None:
-        return train()
+        return own_model(training, cluster)
     if pool.wanted(client):
-        return _small(pool, client, models) or train()
+        return _small(pool, client) or own_model(training, cluster)
     try:
-        own = train(pool.too_few)
+        own = own_model(training, cluster, pooling=True)
     except TooFewError:
-        return _small(pool, client, models) or train()
+        return _small(pool, client) or own_model(training, cluster)
     except TooLittleError:
-        if served := _pooled(pool, client, models):
+        if served := _pooled(pool, client):
             return served
         raise
-    return or_pooled(own, pool, client, models)
+    return or_pooled(own, pool, client)
 
 
-def or_pooled(own: ClientModel, pool: Pool, client: str, models: Path) -> ClientModel:
+def or_pooled(own: ClientModel, pool: Pool, client: str) -> ClientModel:
     """A client's own model, served by the pooled one where its own was refused and it had none before."""
-    if own.serving is None and (served := _pooled(pool, client, models)):
+    if own.serving is None and (served := _pooled(pool, client)):
         return replace(own, serving=served.serving)
     return own
 
@@ -105,122 +88,66 @@ class TooFewError(TooLittleError):
     """Too few positives for a model of its own."""
 
 
-def own_model(
-    store: EventStore,
-    client: str,
-    config: Config,
-    backend: Backend,
-    as_of: int,
-    models: Path,
-    rollups: Path | None = None,
-    cluster: Any = None,
-    tuned: Mapping[str, Any] | None = None,
-    too_few: Callable[[dict[str, int]], bool] | None = None,
-) -> ClientModel:
+def own_model(training: Training, cluster: Any = None, pooling: bool = False) -> ClientModel:
     """As :func:`train_client`, of a model of the client's own.
 
     Args:
-        too_few: training rows with each outcome -> whether they are for the pooled model; None: they are not.
+        pooling: one of too few positives is not trained, since the pooled model is for it.
     Raises:
-        TooFewError: they are.
+        TooFewError: it has too few.
     """
-    data = training_data(store, client, config, backend, as_of, rollups)
-    if too_few is not None and too_few(found := positives(data, config)):
+    client, config, backend = training.client, training.config, training.backend
+    data = training_data(training.store, client, config, backend, training.as_of, training.rollups)
+    if pooling and (found := _too_few(data, config)):
         raise TooFewError(f"client {client!r} has too few positives for a model of its own: {found}")
-    return _train_own(store, client, config, backend, as_of, models, rollups, data, cluster, tuned)
+    return _own_model(training, data, cluster)
 
 
-def _train_own(
-    store: EventStore,
-    client: str,
-    config: Config,
-    backend: Backend,
-    as_of: int,
-    models: Path,
-    rollups: Path | None,
-    data: TrainingData,
-    cluster: Any,
-    tuned: Mapping[str, Any] | None,
-) -> ClientModel:
-    from pipeline.learning import drift, gate, registry
-    from pipeline.learning.champion import champion_of
+def _own_model(training: Training, data: TrainingData, cluster: Any) -> ClientModel:
+    from pipeline.learning import gate, registry
     from pipeline.learning.clocks import clocks
-    from pipeline.learning.evaluate import evaluate
     from pipeline.learning.rows import select
 
-    table, ignored = data.table, clocks(data.table)
-    unseen = [feature.name for feature, out in zip(table.spec.features, ignored, strict=True) if out]
-    rows, valid, holdout = (select(table, split) for split in (TRAIN, VALIDATION, HOLDOUT))
-    model, devices = _trained(store, client, config, backend, models, data, cluster, ignored)
+    table, config, ignored = data.table, training.config, clocks(data.table)
+    rows = (select(table, TRAIN), select(table, VALIDATION), select(table, HOLDOUT))
+    _, valid, holdout = rows
+    model, devices = _trained(training, data, cluster, ignored)
     model.calibrate(valid, *table.points(valid.index), config.model.calibration)
     p = model.predict(table.X, holdout.index, sequences=table.sequences)
-    ideal, unknown = _ideal(store, config, client, model, table, holdout, backend)
-    metrics = evaluate(
-        p,
-        holdout.take("y"),
-        holdout.take("mask"),
-        holdout.take("weight"),
-        model.heads,
-        budgets=config.decide.budgets,
-        baselines=_baselines(client, config, model, (rows, valid, holdout), ignored),
-        truth=_truth(config, client, model, table, holdout, backend),
-        references=None if ideal is None else {"ideal": ideal},
-        notes=model.notes,
-        calibration=model.calibration,
-        cluster=table.points(holdout.index)[0],
-        seed=config.model.seed,
-    )
+    metrics, unknown = measure(training, model, p, table, rows, ignored)
+    unseen = [feature.name for feature, out in zip(table.spec.features, ignored, strict=True) if out]
+    verdict = _judged(training, model, metrics, gate.Holdout.of(p, holdout, table), table, unseen)
+    gate.set_aside(model, verdict, metrics)
     spec = table.spec
     if model.selection is not None and not model.network.inputs:
         spec = replace(spec, sequences=None)  # they were there for kinds that were not chosen
-    partitions = config.partitions or ranges(store, client, backend)
-    champion = champion_of(store, client, config, backend, as_of, models, table, rollups, partitions)
-    verdict = gate.judge(
-        config.gate,
-        model.heads,
-        model.notes,
-        metrics,
-        gate.Holdout.of(p, holdout, table),
-        champion,
-        [d for d in drift.of_table(table, table.points()[0], seed=config.model.seed) if d.name not in unseen],
-        config.model.seed,
-    )
-    gate.set_aside(model, verdict, metrics)
-    split = describe(SampleRequest.from_config(config, client, as_of, "train"))
+    split = describe(SampleRequest.from_config(config, training.client, training.as_of, "train"))
     if unseen:
         split += f"; not looked at, since they tell more of the day than of the subscriber: {', '.join(unseen)}"
     counts = {"training": data.rows, "validation": len(valid), "hold-out": len(holdout)}
+    facts = {"split": split, "rows": counts, "gate": verdict.to_dict(), "not_looked_at": unseen}
     version = registry.save_version(
-        models,
-        client,
+        training.models,
+        training.client,
         model,
         spec,
         config,
         metrics,
-        snapshot=store.version(),
-        as_of=str(np.datetime_as_string(np.datetime64(as_of, "us"), timezone="UTC")),
-        facts={"split": split, "rows": counts, "gate": verdict.to_dict(), "not_looked_at": unseen, "tuned": tuned},
+        snapshot=training.store.version(),
+        as_of=str(np.datetime_as_string(np.datetime64(training.as_of, "us"), timezone="UTC")),
+        facts={**facts, "tuned": training.tuned},
         activate=verdict.accepted,
     )
     line = f"{data.points:,} decision points, {len(spec)} features, {_said(model, metrics)}"
     if table.counts.get("knew_less"):
         split += f"; {table.counts['knew_less']:,} decision points are without events that arrived after them"
     split = "; ".join([split, *filter(None, (data.note, devices))])
-    serving = registry.current(models, client)
+    serving = registry.current(training.models, training.client)
     absent = (*table.spec.absent, *unknown)
     return ClientModel(version, data.points, metrics, line, split, absent, verdict.to_dict(), serving)
 
 
-def _trained(
-    store: EventStore,
-    client: str,
-    config: Config,
-    backend: Backend,
-    models: Path,
-    data: TrainingData,
-    cluster: Any,
-    ignored: np.ndarray,
-) -> tuple[TrainedModel, str]:
+def _trained(training: Training, data: TrainingData, cluster: Any, ignored: np.ndarray) -> tuple[TrainedModel, str]:
     """The model, and what the user is told of the devices that it was trained on."""
     from pipeline.learning import models as networks
     from pipeline.learning.checkpoint import Checkpoint
@@ -229,9 +156,10 @@ def _trained(
     from pipeline.learning.selection import train_selected
     from pipeline.learning.share import ClientTraining
 
+    client, config, backend = training.client, training.config, training.backend
     rows, valid = (select(data.table, split) for split in (TRAIN, VALIDATION))
-    devices, kept = Devices.of(config, backend, cluster, data.rows), unfinished(models, client)
-    place = (store.uri, store.version(), client)
+    devices, kept = Devices.of(config, backend, cluster, data.rows), unfinished(training.models, client)
+    place = (training.store.uri, training.store.version(), client)
     work = partial(ClientTraining, *place, config, data.recipe, kept, backend.on_gpu, ignored)
     with Progress(f"train {client}", data.rows * config.model.epochs, "samples") as progress:
         model = train_selected(
@@ -250,20 +178,48 @@ def _trained(
     return model, devices.note
 
 
-def _small(pool: Pool, client: str, models: Path) -> ClientModel | None:
+def _judged(
+    training: Training,
+    model: TrainedModel,
+    metrics: dict[str, Any],
+    holdout: gate.Holdout,
+    table: features.FeatureTable,
+    unseen: list[str],
+) -> gate.Verdict:
+    """What the gate says of it, beside the model in use. Features that it does not look at have no say."""
+    from pipeline.learning import drift, gate
+    from pipeline.learning.champion import champion_of
+
+    config = training.config
+    partitions = config.partitions or ranges(training.store, training.client, training.backend)
+    champion = champion_of(training, table, partitions)
+    drifts = drift.of_table(table, table.points()[0], seed=config.model.seed)
+    return gate.judge(
+        config.gate,
+        model.heads,
+        model.notes,
+        metrics,
+        holdout,
+        champion,
+        [one for one in drifts if one.name not in unseen],
+        config.model.seed,
+    )
+
+
+def _small(pool: Pool, client: str) -> ClientModel | None:
     """A client of too few positives; None where the pooled model is bad for it, or there is nothing to learn from."""
     from pipeline.learning import registry
 
     found = pool.result
     if found is None or found.version is not None:
-        return _pooled(pool, client, models, whole=False)
+        return _pooled(pool, client, whole=False)
     rows, metrics, _ = pool.measure(client)
     line = "no model: too few positives for one of its own, and the pooled model is refused"
-    serving = registry.current(models, client)
+    serving = registry.current(pool.models, client)
     return ClientModel(f"{registry.POOLED}/{found.trained}", rows, metrics, line, serving=serving, pooled=True)
 
 
-def _pooled(pool: Pool, client: str, models: Path, whole: bool = True) -> ClientModel | None:
+def _pooled(pool: Pool, client: str, whole: bool = True) -> ClientModel | None:
     """The client served by the pooled model; None where that may not be used, or is bad for this client.
 
     Args:
@@ -277,7 +233,7 @@ def _pooled(pool: Pool, client: str, models: Path, whole: bool = True) -> Client
     rows, metrics, wrong = pool.measure(client)
     if wrong:
         return None
-    registry.use(models, client, found.version)
+    registry.use(pool.models, client, found.version)
     said = [f"{rows:,} decision points, too few positives for a model of its own: the pooled one is used"]
     line = "; ".join([*said, *(_headline(n, m) for n, m in metrics.items())])
     return ClientModel(found.version, rows, metrics, line, serving=found.version, pooled=True)
@@ -292,63 +248,12 @@ def positives(data: TrainingData, config: Config) -> dict[str, int]:
     return {name: int(((y[:, h] > 0) & (mask[:, h] > 0)).sum()) for h, name in enumerate(config.outcomes)}
 
 
-def _truth(
-    config: Config, client: str, model: TrainedModel, table: features.FeatureTable, holdout: Rows, backend: Backend
-) -> np.ndarray | None:
-    """The true probabilities of the hold-out's rows, float64[m, H]; None for a log that is not simulated."""
-    ids = _simulated(config, table, holdout, backend)
-    return None if ids is None else _by_head(true_probabilities(config, client, ids), model, len(ids))
+def _too_few(data: TrainingData, config: Config) -> dict[str, int]:
+    """Training rows with each outcome, where they do not suffice for a model of its own; else nothing."""
+    from pipeline.learning.pooled import deciding
 
-
-def _baselines(
-    client: str, config: Config, model: TrainedModel, rows: tuple[Rows, Rows, Rows], ignored: np.ndarray
-) -> dict[str, np.ndarray]:
-    """What the model is to beat, and gradient boosting where it is asked for: name -> float64[m, H]."""
-    from pipeline.learning.baselines import baselines
-    from pipeline.learning.boosting import boosting
-
-    learned, _, holdout = rows
-    found, settings = baselines(model, learned, holdout, config.model.seed), config.model
-    if settings.boosting:
-        p, fits = found["base_rate"].copy(), len(model.heads) * settings.boosting
-        with Progress(f"boosting {client}", fits, "fits") as progress:
-            boosting(*rows, model.heads, p, settings.boosting, settings.seed, ignored, progress.advance)
-        found["boosting"] = p
-    return found
-
-
-def _ideal(
-    store: EventStore,
-    config: Config,
-    client: str,
-    model: TrainedModel,
-    table: features.FeatureTable,
-    holdout: Rows,
-    backend: Backend,
-) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """The same of the ideal observer, who knows what can be known; and why there is none, where it could be there."""
-    from pipeline.learning.ideal import ideal_probabilities
-
-    ids = _simulated(config, table, holdout, backend)
-    if ids is None:
-        return None, ()
-    try:
-        return _by_head(ideal_probabilities(store, config, client, ids), model, len(ids)), ()
-    except SourceError as error:
-        return None, (f"the ideal observer: {error}",)
-
-
-def _simulated(config: Config, table: features.FeatureTable, holdout: Rows, backend: Backend) -> np.ndarray | None:
-    """The event ids of the hold-out's rows, int64[m]; None for a log that is not simulated."""
-    if "event_id" not in table.keys.columns or config.source is None or config.source.truth is None:
-        return None
-    return np.asarray(backend.to_host(backend.column(table.keys["event_id"])[holdout.index]))
-
-
-def _by_head(known: dict[str, np.ndarray], model: TrainedModel, n: int) -> np.ndarray:
-    """float64[n, H], NaN for a head whose outcome is not known."""
-    nothing = np.full(n, np.nan)
-    return np.stack([known.get(head.name, nothing) for head in model.heads], axis=1)
+    found = positives(data, config)
+    return found if max(found[name] for name in deciding(config)) < config.model.minimum_positives_own else {}
 
 
 def _said(model: TrainedModel, metrics: dict[str, Any]) -> str:

@@ -80,10 +80,6 @@ class Pool:
         most = max(sum(kinds.get(kind, 0) for kind in outcome.kinds) for outcome in outcomes)
         return most < self.config.model.minimum_positives_own
 
-    def too_few(self, positives: dict[str, int]) -> bool:
-        """The same of the positive rows in training, by outcome."""
-        return max(positives[name] for name in deciding(self.config)) < self.config.model.minimum_positives_own
-
     @property
     def trained(self) -> Pooled | None:
         """The result where a client has needed it."""

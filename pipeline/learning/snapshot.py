@@ -1,7 +1,9 @@
-"""What a process that trains is told instead of being sent rows: which store, as it was when the run first looked."""
+"""What a process that trains is told instead of being sent rows: which store, as it was when the run first looked, and
+which client's model."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +25,13 @@ class Snapshot:
     backend: Backend
     version: int
     uri: str
+
+    @classmethod
+    def of(cls, store: EventStore, config: Config) -> Snapshot:
+        """That of a store which is open; it stays so for as long as the snapshot is not sent."""
+        made = cls(config, store.backend, store.version(), str(store.uri))
+        made.__dict__["store"] = store
+        return made
 
     @property
     def key(self) -> tuple[str, int, str]:
@@ -48,3 +57,37 @@ class Snapshot:
     def __getstate__(self) -> dict[str, Any]:
         """Without what was opened."""
         return {name: value for name, value in self.__dict__.items() if name != "store"}
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the training of one client's model needs, small enough to be sent.
+
+    ``as_of``: where the data end, microseconds UTC. ``models``: the run's directory of models. ``rollups``: the run's
+    table of roll-ups, where it is of this store; context is counted from it. ``tuned``: of which trial of tune the
+    settings in the configuration are, for the card, see study.py; None: of none.
+    """
+
+    snapshot: Snapshot
+    client: str
+    as_of: int
+    models: Path
+    rollups: Path | None = None
+    tuned: Mapping[str, Any] | None = None
+
+    @property
+    def store(self) -> EventStore:
+        return self.snapshot.store
+
+    @property
+    def config(self) -> Config:
+        return self.snapshot.config
+
+    @property
+    def backend(self) -> Backend:
+        return self.snapshot.backend
+
+    def absolute(self) -> Training:
+        """The same for a process that may have been started in another folder."""
+        rollups = None if self.rollups is None else self.rollups.absolute()
+        return replace(self, snapshot=self.snapshot.absolute(), models=self.models.absolute(), rollups=rollups)

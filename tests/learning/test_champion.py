@@ -17,6 +17,7 @@ from pipeline.learning.champion import champion_of
 from pipeline.learning.client import ClientModel, train_client
 from pipeline.learning.data import training_data
 from pipeline.learning.rows import select
+from pipeline.learning.snapshot import Snapshot, Training
 from tests.learning.logs import DAY, open_log
 
 
@@ -32,7 +33,7 @@ def changed(config: Config, **options: Any) -> Config:
 def train(log: tuple[EventStore, Config], models: Path, config: Config | None = None, back: int = 0) -> ClientModel:
     store, standard = log
     as_of = store.last_full_day("acme") - back * DAY
-    return train_client(store, "acme", config or standard, PANDAS, as_of, models)
+    return train_client(Training(Snapshot.of(store, config or standard), "acme", as_of, models))
 
 
 def test_a_day_later_the_same_training_is_let_through(log: tuple[EventStore, Config], tmp_path: Path) -> None:
@@ -70,7 +71,7 @@ def test_the_champion_s_own_features_are_computed_for_the_same_rows(
     train(log, tmp_path, few, back=1)
     as_of = store.last_full_day("acme")
     table = training_data(store, "acme", config, PANDAS, as_of).table
-    champion = champion_of(store, "acme", config, PANDAS, as_of, tmp_path, table, ranges=3)
+    champion = champion_of(Training(Snapshot.of(store, config), "acme", as_of, tmp_path), table, ranges=3)
     assert champion is not None
     assert champion.p is not None
     # Scored the long way round: its own table of all rows, and its hold-out.

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.backend import PANDAS
 from pipeline.learning import drift, gate
 from pipeline.learning.client import train_client
+from pipeline.learning.snapshot import Snapshot, Training
 from tests.learning.logs import open_log
 
 
@@ -32,7 +32,9 @@ def test_what_the_network_does_not_look_at_has_no_say_in_the_gate(
 
     watch(drift, "of_table", lambda given, found: {d.name for d in found})
     watch(gate, "judge", lambda given, found: {d.name for d in given[6]})
-    trained = train_client(store, "acme", config, PANDAS, store.last_full_day("acme"), tmp_path / "models")
+    trained = train_client(
+        Training(Snapshot.of(store, config), "acme", store.last_full_day("acme"), tmp_path / "models")
+    )
     card = json.loads((tmp_path / "models" / "acme" / trained.version / "card.json").read_text())
     unseen = set(card["not_looked_at"])
     assert "days_since_send" in unseen & seen["of_table"]

@@ -23,6 +23,7 @@ from pipeline.features.samples import HOLDOUT, TRAIN, VALIDATION
 from pipeline.learning.client import train_client
 from pipeline.learning.data import AtOnce, TrainingData, chunk_rows, training_data
 from pipeline.learning.registry import client_dir, load_current, versions
+from pipeline.learning.snapshot import Snapshot, Training
 
 OPTIONS = (
     "simulate.events=60000 simulate.days=120 simulate.clients=1 windows=[7d,30d] model.epochs=6 model.patience=6 "
@@ -98,7 +99,7 @@ def test_a_client_in_chunks_has_as_good_a_model(made: tuple[EventStore, Config],
     client = store.clients()[0]
     as_of = store.last_full_day(client)
     whole, parts = (
-        train_client(store, client, c, PANDAS, as_of, tmp_path / str(i))
+        train_client(Training(Snapshot.of(store, c), client, as_of, tmp_path / str(i)))
         for i, c in enumerate((config, with_model(config, chunk=14_000)))
     )
     assert "chunks" in parts.split
@@ -120,6 +121,7 @@ from pipeline.config import load
 from pipeline.events.store import EventStore
 from pipeline.learning.checkpoint import Checkpoint
 from pipeline.learning.client import train_client
+from pipeline.learning.snapshot import Snapshot, Training
 from pipeline.learning.trainer import Trainer
 
 learn = Trainer.learn
@@ -131,7 +133,7 @@ Trainer.learn, Checkpoint.due = mortal, lambda self: True
 config = load(sys.argv[1])
 store = EventStore(config.store_uri, PANDAS)
 client = store.clients()[0]
-train_client(store, client, config, PANDAS, store.last_full_day(client), Path(sys.argv[2]))
+train_client(Training(Snapshot.of(store, config), client, store.last_full_day(client), Path(sys.argv[2])))
 """
 
 
@@ -165,7 +167,7 @@ def test_a_killed_run_goes_on_from_where_it_was(
     monkeypatch.setattr(Trainer, "learn", counted)
     models = []
     for place in ("killed", "whole"):
-        train_client(store, client, config, PANDAS, as_of, tmp_path / place)
+        train_client(Training(Snapshot.of(store, config), client, as_of, tmp_path / place))
         models.append(load_current(tmp_path / place, client)[0].network.weights())
     assert learned == [4, 5, 6, 1, 2, 3, 4, 5, 6]
     for name, weight in models[1].items():

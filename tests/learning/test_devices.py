@@ -12,6 +12,7 @@ from pipeline.backend import PANDAS
 from pipeline.learning import registry
 from pipeline.learning.client import train_client
 from pipeline.learning.devices import Devices
+from pipeline.learning.snapshot import Snapshot, Training
 from tests.learning.logs import open_log
 
 
@@ -22,7 +23,7 @@ def test_a_client_trained_by_two_processes(tmp_path: Path) -> None:
     for devices in (1, 2):
         some = config.model_copy(update={"model": config.model.model_copy(update={"devices": devices})})
         models = tmp_path / str(devices)
-        found = train_client(store, "acme", some, PANDAS, as_of, models)
+        found = train_client(Training(Snapshot.of(store, some), "acme", as_of, models))
         cards[devices] = registry.load_version(models, "acme", found.version)
         metrics[devices] = found.metrics["open"]
         assert ("; trained on 2 devices" in found.split) == (devices == 2)

@@ -22,9 +22,10 @@ from pipeline.events.rows import KINDS, NO_CAMPAIGN
 from pipeline.events.sightings import Log
 from pipeline.events.simulate import MODEL_VERSION, simulate
 from pipeline.events.store import EventStore
-from pipeline.learning.client import _ideal
 from pipeline.learning.ideal import ideal_probabilities
+from pipeline.learning.snapshot import Snapshot, Training
 from pipeline.learning.truth import true_probabilities
+from pipeline.learning.yardsticks import ideal_of
 
 CLEAN = "simulate.dirt={duplicate: 0, null_key: 0, impossible_time: 0, unknown_kind: 0}"
 
@@ -96,14 +97,15 @@ def test_training_says_why_there_is_none(tmp_path: Path) -> None:
     model: Any = SimpleNamespace(heads=[SimpleNamespace(name="click"), SimpleNamespace(name="spend")])
     rows: Any = SimpleNamespace(index=np.arange(10, 50))
     table: Any = SimpleNamespace(keys=sends)
-    found, why = _ideal(store, config, "acme", model, table, rows, PANDAS)
+    training = Training(Snapshot.of(store, config), "acme", 0, tmp_path / "models")
+    found, why = ideal_of(training, model, table, rows)
     assert found is not None
     assert why == ()
     expected = ideal_probabilities(store, config, "acme", sends.event_id.to_numpy()[10:])
     np.testing.assert_array_equal(found[:, 0], expected["click"])
     assert np.isnan(found[:, 1]).all()
     (config.run_dir / "raw" / "truth" / "settings.json").unlink()
-    found, why = _ideal(store, config, "acme", model, table, rows, PANDAS)
+    found, why = ideal_of(training, model, table, rows)
     assert found is None
     assert [line.split(":")[0] for line in why] == ["the ideal observer"]
     assert "has no settings.json" in why[0]

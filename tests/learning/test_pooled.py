@@ -21,6 +21,7 @@ from pipeline.learning import train as loop
 from pipeline.learning.client import train_client
 from pipeline.learning.data import training_data
 from pipeline.learning.pooled import Pool, deciding, water_level, whose
+from pipeline.learning.snapshot import Snapshot, Training
 from pipeline.results import read
 from pipeline.rundir import RunDirectory
 from tests.learning.logs import open_log
@@ -134,7 +135,7 @@ def test_tiny_clients_would_do_worse_with_models_of_their_own(trained: dict[str,
     lenient = config.model_copy(update={"model": config.model.model_copy(update={"minimum_positives": 1})})
     own = pooled = 0.0
     for client in [*TINY][60:64]:
-        found = train_client(store, client, lenient, PANDAS, store.last_full_day(client), tmp_path)
+        found = train_client(Training(Snapshot.of(store, lenient), client, store.last_full_day(client), tmp_path))
         own += found.metrics["open"]["rows"] * found.metrics["open"]["log_loss"]
         served = trained["result"]["models"][client]["open"]
         assert served["rows"] == found.metrics["open"]["rows"]
