@@ -26,6 +26,8 @@ import pyarrow.fs as pafs
 from pipeline.durable import sync_folder
 from pipeline.errors import EventgrainError, SourceError, StoreError
 
+PATIENCE = 3  # seconds that Google's client asks again when files are listed; 15 minutes of its own accord
+
 _seen: dict[str, int] = {}
 
 
@@ -44,9 +46,11 @@ def is_remote(uri: str) -> bool:
     return bool(re.match(r"^[A-Za-z][A-Za-z0-9+.-]+://", uri)) and not uri.startswith("file://")
 
 
-def filesystem(uri: str) -> tuple[Any, str]:
+def filesystem(uri: str, patience: int | None = None) -> tuple[Any, str]:
     """The pyarrow filesystem of a path or URI and the path in it; fsspec serves the schemes that Arrow does not know.
 
+    Args:
+        patience: seconds that Google's client asks again; None: as it likes. Others give up within seconds.
     Raises:
         SourceError: no filesystem is known for the scheme, or its package is missing.
     """
@@ -55,9 +59,10 @@ def filesystem(uri: str) -> tuple[Any, str]:
     scheme, _, rest = uri.partition("://")
     try:
         if scheme in ("s3", "gs", "gcs"):  # the key is taken as it stands: a URI parser would decode its percent signs
-            name, _, options = rest.partition("?") if "=" in rest.rpartition("?")[2] else (rest, "", "")
-            options = "&".join([*filter(None, [options]), *(_s3_options(options) if scheme == "s3" else [])])
-            return pafs.FileSystem.from_uri(f"{scheme}://{name.partition('/')[0]}?{options}")[0], name
+            name, _, given = rest.partition("?") if "=" in rest.rpartition("?")[2] else (rest, "", "")
+            options = "&".join(filter(None, [given, *_options(scheme, given, patience)]))
+            fs, _ = pafs.FileSystem.from_uri(f"{scheme}://{name.partition('/')[0]}?{options}")
+            return fs, re.sub("^[^/@]*@", "", name)  # without who reads it, as in gs://anonymous@bucket/folder
         if scheme in ("hdfs", "viewfs", "abfs", "abfss"):
             fs, path = pafs.FileSystem.from_uri(uri)
             return fs, path
@@ -70,17 +75,22 @@ def filesystem(uri: str) -> tuple[Any, str]:
         ) from None
 
 
-def _s3_options(given: str) -> list[str]:
-    """The endpoint and region that the environment names, as the Delta library reads them, unless ``given`` in the URI.
+def _options(scheme: str, given: str, patience: int | None) -> list[str]:
+    """What Arrow is told of an object store, unless ``given`` in the URI."""
+    known = {part.partition("=")[0] for part in given.split("&")}
+    found = _s3_options() if scheme == "s3" else {"retry_limit_seconds": str(patience or "")}
+    return [f"{name}={quote(value, safe='')}" for name, value in found.items() if value and name not in known]
+
+
+def _s3_options() -> dict[str, str]:
+    """The endpoint and region that the environment names, as the Delta library reads them.
 
     Arrow would ask Amazon for the region of a bucket that it does not know, and would not return without a network.
     """
-    known = {part.partition("=")[0] for part in given.split("&")}
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ("us-east-1" if endpoint else "")
     scheme, _, host = endpoint.rpartition("://")
-    found = {"region": region, "endpoint_override": host.rstrip("/"), "scheme": scheme}
-    return [f"{name}={quote(value, safe='')}" for name, value in found.items() if value and name not in known]
+    return {"region": region, "endpoint_override": host.rstrip("/"), "scheme": scheme}
 
 
 @dataclass(frozen=True)
@@ -105,12 +115,11 @@ def find_files(uri: str) -> tuple[Any, list[Found]]:
     Raises:
         SourceError: nothing there, nothing readable, or no Parquet file.
     """
-    fs, path = filesystem(uri)
+    fs, path = filesystem(uri, PATIENCE)  # a run begins with this, so it says at once where there is no network
     try:
         infos = _matching(fs, path)
     except (OSError, pa.ArrowException) as error:
-        text = str(error).removeprefix("[Errno 2] ")
-        raise SourceError(f"source.path: cannot list {uri!r}: {text}. Give a folder, a glob, or one file") from None
+        raise SourceError(f"source.path: cannot list {uri!r}: {_why(str(error))}") from None
     local = isinstance(fs, pafs.LocalFileSystem)
     prefix = "" if local else uri.partition("://")[0] + "://"
     found = []
@@ -126,7 +135,16 @@ def find_files(uri: str) -> tuple[Any, list[Found]]:
             f"source.path: no Parquet file (*.parquet, *.pq) in {uri!r}. "
             "Give a folder that holds some, a glob, or one file"
         )
-    return fs, sorted(found, key=lambda f: f.name)
+    return filesystem(uri)[0], sorted(found, key=lambda f: f.name)
+
+
+def _why(text: str) -> str:
+    """What a filesystem says of a listing that failed, without its wrapping, and what to do."""
+    advice = "Give a folder, a glob, or one file"
+    if re.search("UNAVAILABLE|NETWORK_CONNECTION", text):
+        advice = "Is there a network, and are the address and the keys right?"
+    text = text.removeprefix("[Errno 2] ").partition(" error_info=")[0].rpartition("with a last message of ")[2]
+    return f"{text}. {advice}"
 
 
 def _matching(fs: Any, path: str) -> list[Any]:

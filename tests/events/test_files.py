@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import socket
+import time
 from pathlib import Path
 
 import pytest
 
 from pipeline.backend import PANDAS
 from pipeline.errors import SourceError, StoreError
+from pipeline.events import files
 from pipeline.events.files import Place, explain, filesystem, find_files
 from pipeline.events.ingest import ingest
 from pipeline.events.store import EventStore
@@ -50,8 +53,35 @@ def test_any_fsspec_uri(tmp_path: Path) -> None:
 
 def test_object_keys_are_taken_as_they_stand() -> None:
     where = "?endpoint_override=127.0.0.1:1&region=us-east-1&scheme=http"
-    for key in ("bucket/events/*.parquet", "bucket/store/client=a%2Fb/x.parquet", "bucket"):
+    for key in ("bucket/events/*.parquet", "bucket/store/client=a%2Fb/x.parquet", "bucket", "bucket/a@b/x.parquet"):
         assert filesystem(f"s3://{key}{where}")[1] == key
+    assert filesystem("gs://anonymous@bucket/a@b?scheme=http")[1] == "bucket/a@b"
+
+
+def closed_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.mark.parametrize("uri", ["gs://anonymous@bucket/events", "gcs://anonymous@bucket/*.parquet"])
+@pytest.mark.parametrize(("patience", "option"), [(1, ""), (300, "&retry_limit_seconds=1")])
+def test_google_s_store_out_of_reach_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, uri: str, patience: int, option: str
+) -> None:
+    monkeypatch.setattr(files, "PATIENCE", patience)
+    started = time.monotonic()
+    with pytest.raises(SourceError, match=r"cannot list 'gc?s://.*Could not connect to server\. Is there a network"):
+        find_files(f"{uri}?endpoint_override=127.0.0.1:{closed_port()}&scheme=http{option}")
+    assert time.monotonic() - started < 15
+
+
+def test_amazon_s_store_out_of_reach_is_given_up() -> None:
+    started = time.monotonic()
+    with pytest.raises(SourceError, match=r"cannot list 's3://.*Could not connect to server\. Is there a network"):
+        find_files(f"s3://bucket/events?endpoint_override=127.0.0.1:{closed_port()}&scheme=http&region=us-east-1")
+    assert time.monotonic() - started < 30
 
 
 @pytest.mark.parametrize(
@@ -59,8 +89,6 @@ def test_object_keys_are_taken_as_they_stand() -> None:
     [(errno.ENOSPC, "disk is full"), (errno.EROFS, "choose another place"), (errno.EIO, "run again")],
 )
 def test_failed_writes_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, advice: str) -> None:
-    import pipeline.events.files as files
-
     write(tmp_path / "raw/1.parquet", random_rows(50))
     ingest(config(tmp_path), PANDAS)
     write(tmp_path / "raw/2.parquet", random_rows(50, seed=2))
