@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from pipeline.errors import ConfigError, did_you_mean
+from pipeline.errors import ConfigError, EventgrainError, did_you_mean
 from pipeline.options import (
     NETWORKS,
     SEQUENCE_LENGTH,
@@ -40,6 +41,8 @@ from pipeline.options import (
     as_list,
 )
 from pipeline.search import Tune
+
+SHOWN = 30  # columns of a file whose mapping is absent
 
 
 class Config(Section):
@@ -213,7 +216,7 @@ def _known_options(location: tuple[int | str, ...]) -> list[str]:
     return list(model.model_fields)
 
 
-def _explain(error: ValidationError, where: str) -> str:
+def _explain(error: ValidationError, where: str, tree: Mapping[str, Any]) -> str:
     lines = []
     for item in error.errors():
         name = ".".join(str(p) for p in item["loc"]) or "configuration"
@@ -225,7 +228,38 @@ def _explain(error: ValidationError, where: str) -> str:
         else:
             found = "" if isinstance(item["input"], dict | BaseModel) else f" (found {item['input']!r})"
             lines.append(f"{name}: {item['msg'].removeprefix('Value error, ')}{found}")
+    if any(item["type"] == "missing" and item["loc"][:2] == ("source", "columns") for item in error.errors()):
+        lines.append(_required(tree["source"].get("path")))
     return f"the configuration ({where}) is not usable:\n  " + "\n  ".join(lines)
+
+
+def _required(path: object) -> str:
+    """Which columns have to be mapped, and which there are."""
+    said = (
+        "source.columns names the columns of your log: those of the subscriber, of the time (ts) and of the kind of "
+        "event are required, as in columns: {subscriber: user_id, ts: event_time, event: event_name}"
+    )
+    found = _first_columns(path) if isinstance(path, str) else None
+    if found is None:
+        return said
+    file, columns = found
+    more = f" and {len(columns) - SHOWN} more" if len(columns) > SHOWN else ""
+    return f"{said}; {file!r} has {', '.join(map(repr, columns[:SHOWN]))}{more}"
+
+
+def _first_columns(path: str) -> tuple[str, list[str]] | None:
+    """The source's first file and its columns; None where they cannot be had at once."""
+    from pipeline.events.files import find_files, is_remote
+    from pipeline.events.sources import read_footer
+
+    if is_remote(path):
+        return None
+    try:
+        fs, files = find_files(path)
+        first = read_footer(fs, files[0])
+    except EventgrainError:  # which is said when the source is read
+        return None
+    return first.name, [*first.schema.names, *first.hive]
 
 
 def load(path: str | Path | None = None, overrides: list[str] | None = None) -> Config:
@@ -235,18 +269,23 @@ def load(path: str | Path | None = None, overrides: list[str] | None = None) -> 
         path: a YAML file, or None for the demo's defaults.
         overrides: ``dotted.key=value`` texts, the value parsed as YAML, applied in order over the file.
     Raises:
-        ConfigError: unreadable or malformed file, unknown option, or a value out of its range; names each.
+        ConfigError: unreadable, empty or malformed file, unknown option, or a value out of its range; names each.
     """
     tree: Any = {}
     if path is not None:
         try:
-            tree = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+            tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise ConfigError(f"cannot read the configuration file {str(path)!r}: {error.strerror}") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"the configuration file {str(path)!r} is not YAML: {error}") from None
         except ValueError as error:  # of a date that is not in the calendar
             raise ConfigError(f"the configuration file {str(path)!r} cannot be read: {error}") from None
+        if tree is None:
+            raise ConfigError(
+                f"the configuration file {str(path)!r} is empty: write at least source.path and source.columns into "
+                "it; for the demo leave --config out"
+            )
         if not isinstance(tree, dict):
             raise ConfigError(f"the configuration file {str(path)!r} holds a {type(tree).__name__}, not options")
         tree.setdefault("name", re.sub(r"[^A-Za-z0-9._-]", "-", Path(path).stem) or "run")
@@ -255,4 +294,4 @@ def load(path: str | Path | None = None, overrides: list[str] | None = None) -> 
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_explain(error, str(path) if path else "defaults and overrides")) from None
+        raise ConfigError(_explain(error, str(path) if path else "defaults and overrides", tree)) from None

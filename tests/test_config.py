@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -91,10 +93,48 @@ def test_wrong_options_are_named(override: str, message: str) -> None:
 def test_wrong_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read .*none\.yaml"):
         load(tmp_path / "none.yaml")
-    for content in ("a: [", "just text", "- a list", "as_of: 2026-13-45", b"\xff\xfe"):
+    for content in ("a: [", "just text", "- a list", "[]", "as_of: 2026-13-45", b"\xff\xfe"):
         (tmp_path / "bad.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
         with pytest.raises(ConfigError, match=r"bad\.yaml"):
             load(tmp_path / "bad.yaml")
+
+
+@pytest.mark.parametrize("content", ["", "\n", "# source: {path: events}\n", "---\n", "null"])
+def test_an_empty_file_is_not_the_demo(tmp_path: Path, content: str) -> None:
+    (tmp_path / "acme.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=r"acme\.yaml' is empty: write at least source\.path .* leave --config out"):
+        load(tmp_path / "acme.yaml", ["model.epochs=5"])
+
+
+def test_a_mapping_that_is_absent_is_explained_with_the_columns_there_are(tmp_path: Path) -> None:
+    folder = tmp_path / "day=2026-05-01"
+    folder.mkdir()
+    pq.write_table(pa.table({"who": ["a"], "when": [1], "what it was": ["send"]}), folder / "b.parquet")
+    pq.write_table(pa.table({"other": [1]}), folder / "c.parquet")
+    required = "as in columns: {subscriber: user_id, ts: event_time, event: event_name}"
+    there = f"; '{folder}/b.parquet' has 'who', 'when', 'what it was', 'day'"
+    for columns, absent in (("", 1), (", columns: {}", 3), (", columns: {subscriber: who, ts: when}", 1)):
+        with pytest.raises(ConfigError) as caught:
+            load(None, [f"source={{path: {tmp_path}{columns}}}"])
+        message = str(caught.value)
+        assert message.count("is required and absent") == absent
+        assert message.endswith(required + there)
+    wide = pa.table({f"c{i}": [i] for i in range(40)})
+    pq.write_table(wide, tmp_path / "wide.parquet")
+    for path, end in (
+        (tmp_path / "*.parquet", "'c28', 'c29' and 10 more"),
+        (tmp_path / "none", required),
+        ("gs://bucket/events", required),  # which would be asked for over the network
+        (tmp_path, required),
+    ):
+        if path == tmp_path:
+            (folder / "b.parquet").write_text("no Parquet")
+        with pytest.raises(ConfigError) as caught:
+            load(None, [f"source.path={path}"])
+        assert str(caught.value).endswith(end)
+    with pytest.raises(ConfigError) as caught:
+        load(None, ["source={columns: {subscriber: who}}"])
+    assert str(caught.value).endswith(required)
 
 
 def test_the_file_names_the_run(tmp_path: Path) -> None:
