@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import statistics
@@ -59,6 +60,13 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions,
     }
+
+
+def keep(found: dict[str, Any], path: Path | None) -> int:
+    """Write what was found, with the machine, where a path is given; the exit status: 1 where results are not equal."""
+    if path:
+        path.write_text(json.dumps({"machine": machine(), **found}, indent=1), encoding="utf-8")
+    return 0 if all(row["equal"] for row in found["results"]) else 1
 
 
 def result(job: Job, runs: list[dict[str, Any]], reference: dict[str, Any] | None) -> dict[str, Any]:

@@ -203,12 +203,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if unknown := [e for e in options.engines if e not in ENGINES]:
         parser().error(f"no such engines: {', '.join(unknown)}; there are {', '.join(ENGINES)}")
-    found = run(options)
-    if options.json:
-        from bench.report import machine
+    from bench.report import keep
 
-        options.json.write_text(json.dumps({"machine": machine(), **found}, indent=1), encoding="utf-8")
-    return 0 if all(row["equal"] for row in found["results"]) else 1
+    return keep(run(options), options.json)
 
 
 if __name__ == "__main__":
