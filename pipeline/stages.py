@@ -329,7 +329,7 @@ def _audit(context: Context) -> Outcome:
 
 
 def _rollup(context: Context) -> Outcome:
-    from pipeline.features import rollup_table
+    from pipeline.features import rollup_table, rollup_update
 
     store, uri = context.store, str(context.run.path / "rollups")
     for client in sorted(rollup_table.clients(uri).difference(store.clients())):
@@ -339,7 +339,7 @@ def _rollup(context: Context) -> Outcome:
     touched: dict[str, Any] = {}
     with Progress("rollup", store.rows()) as progress:
         for client in store.clients():
-            done = rollup_table.update(store, client, context.config, uri, batches)
+            done = rollup_update.update(store, client, context.config, uri, batches)
             progress.advance(store.rows(client), client)
             say(f"          {done.line()}")
             rows += done.rows

@@ -17,7 +17,7 @@ from pipeline.config import Config
 from pipeline.events.compaction import compact_closed
 from pipeline.events.ingest import ingest
 from pipeline.events.store import EventStore
-from pipeline.features import rollup, rollup_table
+from pipeline.features import rollup, rollup_table, rollup_update
 from tests.events.logs import DAY, START, config, write
 from tests.events.logs import random_rows as log_rows
 
@@ -46,9 +46,9 @@ def tables(settings: Config, backend: Backend, uri: str) -> tuple[dict[str, pd.D
     return kept, {c: rollup.rollup(store, c, settings) for c in store.clients()}
 
 
-def update(settings: Config, backend: Backend, uri: str) -> list[rollup_table.Update]:
+def update(settings: Config, backend: Backend, uri: str) -> list[rollup_update.Update]:
     store = EventStore(settings.store_uri, backend)
-    return [rollup_table.update(store, client, settings, uri) for client in store.clients()]
+    return [rollup_update.update(store, client, settings, uri) for client in store.clients()]
 
 
 def settings_of(tmp: Path, seed: int, **more: Any) -> Config:
