@@ -360,7 +360,7 @@ def _train(context: Context) -> Outcome:
 
 
 def _decide(context: Context) -> Outcome:
-    from pipeline.decisions.score import decide_client
+    from pipeline.decisions.client import decide_client
 
     clients: dict[str, Any] = {}
     for client in context.store.clients():

@@ -1,4 +1,4 @@
-"""Every active subscriber's probabilities, and what to do about them: the decisions table.
+"""Every active subscriber's probabilities, and what to do about them: rows of the decisions table.
 
 Rows are one hypothetical send per active subscriber, at the client's next usual hour (the commonest local hour of its
 exposures) or, where decisions are regular snapshots, at as_of; or the sends of a plan, each at its own hour. Features
@@ -14,124 +14,29 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
-from pipeline import results
 from pipeline.backend import Array, Backend, Frame, backend_of
 from pipeline.config import Config
 from pipeline.decisions import lists
-from pipeline.decisions.assure import ACTIONS, Rule, assure, hashed_uniform
-from pipeline.decisions.prioritize import prioritize
-from pipeline.decisions.value import backtest, expected_effect
+from pipeline.decisions.table import Scored, decide
 from pipeline.features.context import Context
 from pipeline.features.preparation import context_of, hourly
-from pipeline.features.samples import HOLDOUT, SampleRequest
+from pipeline.features.samples import SampleRequest
 from pipeline.features.sequences import family
 from pipeline.features.spec import FeatureSpec
 from pipeline.features.table import feature_table, read_columns
-from pipeline.learning.truth import true_probabilities
-from pipeline.options import UNITS, Decide
+from pipeline.options import UNITS
 
 T = TypeVar("T")
 AHEAD = 2  # partitions read before they are needed
 LATELY = 28 * UNITS["d"]  # the usual hour is that of the exposures since then
 EVER = 1 << 60  # microseconds; longer than any history
-
-
-@dataclass
-class Scored:
-    """Rows of one client before any decision, on the backend but for the texts.
-
-    ``keys``, ``at``: int64[n]; ``p``: float32[n, H]; ``events``: int64[n] of history; ``suppressed``: bool[n];
-    ``subscriber``, ``campaign``: host arrays of text (a campaign may be None); ``asked``: which of a plan's hours and
-    campaigns each row is of.
-    """
-
-    keys: Array
-    at: Array
-    p: Array
-    events: Array
-    suppressed: Array
-    subscriber: np.ndarray
-    campaign: np.ndarray | None = None
-    asked: np.ndarray | None = None
-
-
-def decide(
-    client: str,
-    scored: Scored,
-    heads: list[str],
-    unlearned: set[str],
-    settings: Decide,
-    as_of: int,
-    version: str,
-    modelled: bool = True,
-) -> pd.DataFrame:
-    """The rows of the decisions table, first those to send in their order, then the others by key.
-
-    Args:
-        heads: outcome names in the column order of ``scored.p``.
-        unlearned: heads that predict only their base rate. As ``hold_when`` such a head holds nobody and its column is
-            null; as a reward its base rate counts.
-        as_of: microseconds UTC.
-        modelled: False where the client has no model at all: nobody but the suppressed is decided about.
-    """
-    backend = backend_of(scored.keys)
-    rule = Rule.from_config(settings)
-    column = {name: scored.p[:, i] for i, name in enumerate(heads)}
-    known = {n: p for n, p in column.items() if modelled and not (n == rule.hold_when and n in unlearned)}
-    salts: list[Array | int] = [as_of, scored.at]
-    if scored.campaign is not None:
-        salts.append(backend.asarray(lists.keys_of(scored.campaign)))
-    found = assure(
-        {n: known[n] for n in rule.heads if n in known},
-        rule,
-        draw=hashed_uniform(scored.keys, *salts),
-        events=scored.events,
-        suppressed=scored.suppressed,
-    )
-    rank, wave = prioritize(found.net, found.action, scored.keys, rule.waves)
-    keys, at, place, in_wave = (backend.to_host(a) for a in (scored.keys, scored.at, rank, wave))
-    order = np.lexsort((at, keys, np.where(place > 0, place, len(keys) + 1)))
-    instant = np.datetime64(as_of, "us")
-    n = len(keys)
-    campaign = scored.campaign[order] if scored.campaign is not None else np.full(n, None, dtype=object)
-    frame = pd.DataFrame(
-        {
-            "client": pd.Series([client] * n, dtype="str"),
-            "subscriber": pd.Series(scored.subscriber[order], dtype="str"),
-            "as_of": np.full(n, instant),
-            "at": at[order].astype("datetime64[us]"),
-            "campaign": pd.Series(campaign, dtype="str"),
-        }
-    )
-    for name, values in column.items():
-        p = backend.to_host(values)[order].astype(np.float32)
-        frame[f"p_{name}"] = p if name in known else np.full(n, np.nan, dtype=np.float32)
-    frame["action"] = _words(ACTIONS, backend.to_host(found.action)[order])
-    frame["reason"] = _words(rule.reason_names, backend.to_host(found.reason)[order])
-    frame["propensity"] = backend.to_host(found.propensity)[order]
-    frame["rank"] = pd.Series(place[order], dtype="Int64").where(place[order] > 0)
-    frame["wave"] = pd.Series(in_wave[order], dtype="Int32").where(in_wave[order] > 0)
-    frame["model_version"] = pd.Series([version] * n, dtype="str")
-    frame["date"] = pd.Series([_date(as_of)] * n, dtype="str")
-    return frame
-
-
-def _words(names: tuple[str, ...], codes: np.ndarray) -> pd.Series:
-    return pd.Series(np.array(names, dtype=object)[codes], dtype="str")
-
-
-def _date(as_of: int) -> str:
-    return str(np.datetime64(as_of, "us").astype("datetime64[D]"))
-
-
-# -- scoring ---------------------------------------------------------------------------------------------------
 
 
 def score(
@@ -169,7 +74,7 @@ def score(
     columns = read_columns(store, client, spec, request)
     plan = store.plan(client, until=as_of, columns=columns, partitions=partitions or config.partitions)
     count = len(plan.ranges)
-    context = _context(store, client, spec, request, rollups, count)
+    context = known_context(store, client, spec, request, rollups, count)
     if planned is None and request.exposure is not None:
         # A partition is a random sample of the subscribers, and the first that has exposures says enough.
         times = {"since": as_of - LATELY, "until": as_of, "as_known_at": request.known_by}
@@ -193,7 +98,7 @@ def score(
         return [_features(events, spec, r, context) for r in requests]
 
     parts = []
-    for tables in _ahead(prepare, count):
+    for tables in ahead(prepare, count):
         for asked, (table, history) in enumerate(tables):
             parts.append(_predict(table, history, model, len(config.outcomes), asked))
             if progress is not None:
@@ -228,7 +133,7 @@ def _scored_as(campaigns: Iterable[str], spec: FeatureSpec, context: Context | N
     return found
 
 
-def _context(
+def known_context(
     store: Any, client: str, spec: FeatureSpec, request: SampleRequest, rollups: Path | None, partitions: int
 ) -> Context | None:
     """The client's context as the model knows it; None for a model without."""
@@ -280,7 +185,7 @@ def _concat(parts: list[Scored], heads: int, backend: Backend | None) -> Scored:
     return Scored(**arrays, subscriber=texts, asked=asked)
 
 
-def _ahead(work: Callable[[int], T], count: int) -> Iterator[T]:
+def ahead(work: Callable[[int], T], count: int) -> Iterator[T]:
     """work(0), work(1), ... in order, a few of them under way in threads, so that memory stays bounded."""
     with ThreadPoolExecutor(AHEAD) as pool:
         waiting: deque[Future[T]] = deque(pool.submit(work, i) for i in range(min(AHEAD, count)))
@@ -314,109 +219,3 @@ def _join(planned: pd.DataFrame, scored: Scored, heads: int) -> Scored:
         planned["subscriber"].to_numpy(dtype=object),
         planned["campaign"].to_numpy(dtype=object),
     )
-
-
-# -- checking --------------------------------------------------------------------------------------------------
-
-
-def check(
-    store: Any,
-    client: str,
-    model: Any,
-    spec: FeatureSpec,
-    config: Config,
-    as_of: int,
-    partitions: int | None = None,
-    rollups: Path | None = None,
-) -> dict[str, Any] | None:
-    """The rule applied to the hold-out's decision points, whose outcomes are known; see ``value.backtest``.
-
-    Args:
-        as_of: where the data of the split end; not before that of the model's own training, or it is no hold-out.
-    Returns:
-        None where the rule holds nobody or its outcome was not learnt.
-    """
-    rule = Rule.from_config(config.decide)
-    heads = [head.name for head in model.heads]
-    if rule.hold_when not in heads or rule.hold_when in model.notes:
-        return None
-    request = SampleRequest.from_config(config, client, as_of, "train")
-    request = replace(request, since=request.bounds()["holdout"])
-    columns = read_columns(store, client, spec, request)
-    plan = store.plan(client, until=as_of, columns=columns, partitions=partitions or config.partitions)
-    context = _context(store, client, spec, request, rollups, len(plan.ranges))
-    found: list[tuple[np.ndarray, ...]] = []
-
-    def made(i: int) -> Any:
-        return feature_table(store.read_range(plan, i), spec, request, context=context)
-
-    for table in _ahead(made, len(plan.ranges)):
-        backend = backend_of(table.X)
-        rows = backend.xp.flatnonzero(table.split == HOLDOUT)
-        if not len(rows):
-            continue
-        ids = np.empty(len(rows))
-        if "event_id" in table.keys.columns:
-            ids = backend.to_pandas(table.keys["event_id"]).to_numpy()[backend.to_host(rows)]
-        p = model.predict(table.X, rows, sequences=table.sequences)
-        found.append((*(backend.to_host(a) for a in (p, table.y[rows], table.mask[rows])), ids))
-    if not found:
-        return None
-    p, y, mask, ids = (np.concatenate(several) for several in zip(*found, strict=True))
-    truth = true_probabilities(config, client, ids) if config.source is not None and config.source.truth else None
-    return backtest(p, y, mask, heads, rule, truth=truth or None)
-
-
-# -- keeping ---------------------------------------------------------------------------------------------------
-
-
-def write(frame: pd.DataFrame, uri: str | Path, client: str, as_of: int) -> None:
-    """Put one client's decisions of one as_of day in the Delta table at ``uri``; those of the same day are replaced."""
-    results.replace(frame, str(uri), {"client": client, "date": _date(as_of)})
-
-
-def summary(frame: pd.DataFrame, config: Config, model: Any = None) -> dict[str, Any]:
-    """What metrics.json keeps of one client's decisions: counts and the expected effect, see ``expected_effect``."""
-    rule = Rule.from_config(config.decide)
-    sums = [n for n, o in config.outcomes.items() if o.sum]
-    found = {
-        "unit": "planned sends" if config.decide.plan else "subscribers",
-        "missing": [n for n in rule.heads if model is None or n in model.notes],
-        **expected_effect(frame, rule, sums=sums),
-    }
-    if len(frame):
-        found["as_of"] = frame["as_of"].iloc[0].isoformat()
-        found["model_version"] = str(frame["model_version"].iloc[0])
-    return found
-
-
-def decide_client(
-    store: Any, client: str, config: Config, backend: Backend, as_of: int, run_dir: Path, progress: Any = None
-) -> dict[str, Any]:
-    """Score one client with the model in use, write its rows of ``run_dir/decisions``, and check the rule.
-
-    Args:
-        as_of: microseconds UTC.
-    Returns:
-        the client's entry in metrics.json: that of :func:`summary`, and ``backtest``. A client without a model has
-        rows too: its subscribers are unscored, for want of one.
-    Raises:
-        ModelError: the model is damaged; and what :func:`score` raises.
-    """
-    from pipeline.learning import registry
-
-    version = registry.current(run_dir / "models", client)
-    if version is None:
-        frame = score(store, client, None, FeatureSpec.history(), config, as_of, backend, progress=progress)
-        write(frame, run_dir / "decisions", client, as_of)
-        return summary(frame, config) | {"backtest": None}
-    model, spec, card = registry.load_current(run_dir / "models", client)
-    rollups = run_dir / "rollups"
-    frame = score(
-        store, client, model, spec, config, as_of, backend, model_version=version, progress=progress, rollups=rollups
-    )
-    write(frame, run_dir / "decisions", client, as_of)
-    # A decision for an earlier day is checked on what the model has not seen, not on what it learnt from.
-    trained = int(pd.Timestamp(card["as_of"]).value) // 1000 if card.get("as_of") else as_of
-    end = max(as_of, trained)
-    return summary(frame, config, model) | {"backtest": check(store, client, model, spec, config, end, rollups=rollups)}

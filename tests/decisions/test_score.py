@@ -16,7 +16,7 @@ import xxhash
 
 from pipeline.backend import Backend, backend_of
 from pipeline.config import Config
-from pipeline.decisions import lists, score
+from pipeline.decisions import lists, score, table
 from pipeline.errors import ConfigError, SourceError
 from pipeline.features.context import Context, define, describe
 from pipeline.features.spec import FeatureSpec
@@ -155,7 +155,7 @@ def test_a_planned_send_is_scored_with_its_campaign(
     spec = describe(SPEC, wanted, counts)
     assert spec.context is not None
     context = Context.of(spec.context, counts, AS_OF, config.timezone)
-    monkeypatch.setattr(score, "_context", lambda *_: context)
+    monkeypatch.setattr(score, "known_context", lambda *_: context)
     found = score.score(store, "acme", Campaigns(spec), spec, config, AS_OF, backend)
     assert len(found) == len(rows)
     known = found.dropna(subset="p_click").groupby(found["campaign"].fillna("none"))["p_click"].agg(["min", "max"])
@@ -237,7 +237,7 @@ def test_unlearned_heads(backend: Backend) -> None:
     found = run(backend, unlearned=("unsubscribe",))
     assert set(found.reason) == {"no_model", "suppressed", "too_new"}
     assert found.p_unsubscribe.isna().all()
-    told = score.summary(found, CONFIG, Model(SPEC, ("unsubscribe",)))
+    told = table.summary(found, CONFIG, Model(SPEC, ("unsubscribe",)))
     assert told["missing"] == ["unsubscribe"]
     assert told["avoided"] is None
     assert run(backend, unlearned=("click",)).reason.tolist() == run(backend).reason.tolist()
@@ -273,7 +273,7 @@ def test_plan(backend: Backend, tmp_path: Path) -> None:
     expected = oracle(log(), config, AS_OF)
     for row in found[found.subscriber != "stranger"].itertuples():
         assert row.reason == expected[row.subscriber]["reason"]
-    assert score.summary(found, config)["unit"] == "planned sends"
+    assert table.summary(found, config)["unit"] == "planned sends"
 
 
 @pytest.mark.parametrize(
@@ -297,11 +297,11 @@ def test_unusable_plans(tmp_path: Path, name: str, text: str | None, error: type
 def test_a_rerun_replaces_its_day(backend: Backend, tmp_path: Path) -> None:
     uri = tmp_path / "decisions"
     first = run(backend)
-    score.write(first, uri, "acme", AS_OF)
-    score.write(first.assign(client="o'other"), uri, "o'other", AS_OF)
+    table.write(first, uri, "acme", AS_OF)
+    table.write(first.assign(client="o'other"), uri, "o'other", AS_OF)
     later = first.assign(date="2026-06-11", as_of=first.as_of + pd.Timedelta(days=1))
-    score.write(later, uri, "acme", AS_OF + DAY)
-    score.write(first, uri, "acme", AS_OF)
+    table.write(later, uri, "acme", AS_OF + DAY)
+    table.write(first, uri, "acme", AS_OF)
     kept = read(str(uri))
     assert kept is not None
     assert kept.groupby(["client", "date"]).size().to_dict() == {
@@ -318,8 +318,8 @@ def test_nobody_is_active(backend: Backend, tmp_path: Path) -> None:
     store = Store(log().iloc[:0], backend, 2)
     found = score.score(store, "acme", Model(SPEC), SPEC, CONFIG, AS_OF, backend)
     assert len(found) == 0
-    score.write(found, tmp_path / "d", "acme", AS_OF)
-    assert score.summary(found, CONFIG)["rows"] == 0
+    table.write(found, tmp_path / "d", "acme", AS_OF)
+    assert table.summary(found, CONFIG)["rows"] == 0
 
 
 @pytest.mark.parametrize("timezone", ["UTC", "Europe/Berlin", "Asia/Kolkata", "America/St_Johns"])
@@ -345,6 +345,6 @@ def test_a_client_without_a_model_is_unscored(backend: Backend) -> None:
         assert (row.action, row.reason) == ("hold" if reason == "suppressed" else "unscored", reason)
     assert {"suppressed", "too_new", "no_model"} == set(found.reason)
     assert found[["p_unsubscribe", "p_click", "p_open", "rank", "wave"]].isna().all(axis=None)
-    told = score.summary(found, CONFIG)
+    told = table.summary(found, CONFIG)
     assert told["missing"] == ["unsubscribe", "click"]
     assert told["held"] == 0

@@ -110,7 +110,7 @@ def test_a_network_of_sequences_from_the_store_to_decisions(trained: Config) -> 
     assert len(frame) > 50
     request = replace(SampleRequest.from_config(trained, "acme", as_of, "score"), keep_suppressed=True)
     request = replace(request, at=int(pd.Timestamp(frame["at"].iloc[0]).value) // 1000, keys=("subscriber",))
-    context = score._context(store, "acme", spec, request, rollups, 1)
+    context = score.known_context(store, "acme", spec, request, rollups, 1)
     plan = store.plan("acme", until=as_of, partitions=1)
     table = feature_table(store.read_range(plan, 0), spec, request, context=context)
     p = model.predict(table.X, sequences=table.sequences)
