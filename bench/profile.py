@@ -2,8 +2,8 @@
 
 Each step is a function of the product or of a library that it calls, wrapped by a clock of the thread that runs it. A
 step's seconds are its own: what a step inside it takes counts there. What no step covers is the rest: Python, pandas,
-Dask, the small steps. Time in the kernel, most of it clearing pages that are touched the first time, is part of every
-step and told once for the whole run.
+Dask, the small steps. Time in the kernel, most of it clearing pages that are touched the first time, is part of a step's
+seconds and told apart.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
+import os
 import resource
 import shutil
 import sys
@@ -19,9 +20,11 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from bench import log as logs
 from bench import measure, ours, report, run
@@ -73,18 +76,23 @@ INGEST = [
 STEPS = {"features": FEATURES, "rollup": ROLLUP, "ingest": INGEST, "raw-to-features": [*INGEST, *FEATURES]}
 
 
+def _now() -> np.ndarray:
+    """CPU seconds of this thread, and those of them that were spent in the kernel."""
+    return np.array([time.thread_time(), resource.getrusage(resource.RUSAGE_THREAD).ru_stime])
+
+
 class Clocks(threading.local):
-    """Of each thread: seconds that steps inside the running ones took, innermost last."""
+    """Of each thread: what steps inside the running ones took, innermost last."""
 
     def __init__(self) -> None:
-        self.inner: list[float] = []
+        self.inner: list[np.ndarray] = []
 
 
 class Steps:
-    """CPU seconds and calls of each step, over all threads."""
+    """CPU seconds, those in the kernel, and calls of each step, over all threads."""
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
+        self.seconds: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
         self.calls: dict[str, int] = defaultdict(int)
         self._clocks, self._lock = Clocks(), threading.Lock()
 
@@ -92,12 +100,12 @@ class Steps:
         @functools.wraps(function)
         def wrapper(*args: Any, **options: Any) -> Any:
             inner = self._clocks.inner
-            inner.append(0.0)
-            began = time.thread_time()
+            inner.append(np.zeros(2))
+            began = _now()
             try:
                 return function(*args, **options)
             finally:
-                whole = time.thread_time() - began
+                whole = _now() - began
                 own = whole - inner.pop()
                 if inner:
                     inner[-1] += whole
@@ -139,16 +147,19 @@ def profile(workload: str, args: argparse.Namespace) -> dict[str, Any]:
         ours.build_store(made, measure.store_of(job))
     steps, walls = Steps(), []
     used = system = 0.0
-    with tempfile.TemporaryDirectory(dir=args.data, prefix=measure.SCRATCH) as folder:
+    keeper = run.keeper_for(args, args.events)
+    with closing(keeper), tempfile.TemporaryDirectory(dir=args.data, prefix=measure.SCRATCH) as folder:
         scratch = Path(folder) / "scratch"
         task = Task(made, measure.store_of(job), scratch, partitions, args.threads, args.memory)
         idiom = ours.IDIOMS[workload][name]
         scratch.mkdir()
         idiom.prepare(task)
-        for turn in range(args.repeat + 1):  # the first fetches memory and files, and is not counted
+        for turn in range(args.repeat + 1):  # the first is not counted
             shutil.rmtree(scratch)
             scratch.mkdir()
+            keeper.hold()
             measure.warm(job)
+            keeper.follow(os.getpid())
             before, began = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
             with (steps if turn else Steps()).watching(STEPS[workload]):
                 idiom.run(task, None)
@@ -158,21 +169,28 @@ def profile(workload: str, args: argparse.Namespace) -> dict[str, Any]:
                 system += (after.ru_stime - before.ru_stime) / args.repeat
                 used += (after.ru_utime - before.ru_utime) / args.repeat
     whole = used + system
-    rows = [
-        {"step": n, "whose": w, "seconds": steps.seconds[n] / args.repeat, "calls": steps.calls[n] // args.repeat}
-        for n, w, _ in {step[0]: step for step in STEPS[workload]}.values()
-    ]
-    rows.append({"step": "the rest", "whose": "Python, Dask", "seconds": whole - sum(r["seconds"] for r in rows)})
+    rows = []
+    for n, w, _ in {step[0]: step for step in STEPS[workload]}.values():
+        seconds, kernel = (steps.seconds[n] / args.repeat).tolist()
+        calls = steps.calls[n] // args.repeat
+        rows.append({"step": n, "whose": w, "seconds": seconds, "kernel_seconds": kernel, "calls": calls})
+    rest = {
+        "seconds": whole - sum(r["seconds"] for r in rows),
+        "kernel_seconds": system - sum(r["kernel_seconds"] for r in rows),
+    }
+    rows.append({"step": "the rest", "whose": "Python, Dask", **rest})
     return {"wall_seconds": walls, "cpu_seconds": whole, "kernel_seconds": system, "steps": rows}
 
 
 def table(workload: str, found: dict[str, Any], events: int) -> str:
     """The steps for a reader, the dearest first."""
     walls = ", ".join(f"{w:.2f}" for w in found["wall_seconds"])
-    lines = [f"{workload}: {walls} s; CPU seconds and ns an event:"]
-    shown = [(r["step"], r["whose"], r["seconds"]) for r in sorted(found["steps"], key=lambda r: -r["seconds"])]
-    shown += [("all of it", "", found["cpu_seconds"]), ("... in the kernel", "pages, files", found["kernel_seconds"])]
-    lines += [f"  {step:30} {whose:16} {s:6.2f} {s / events * 1e9:7.1f}" for step, whose, s in shown]
+    lines = [f"{workload}: {walls} s; CPU seconds, of them in the kernel, and ns an event:"]
+    shown = sorted(found["steps"], key=lambda r: -r["seconds"])
+    whole = {"seconds": found["cpu_seconds"], "kernel_seconds": found["kernel_seconds"]}
+    for r in [*shown, {"step": "all of it", "whose": "", **whole}]:
+        s, kernel = r["seconds"], r["kernel_seconds"]
+        lines.append(f"  {r['step']:30} {r['whose']:16} {s:6.2f} {kernel:6.2f} {s / events * 1e9:7.1f}")
     return "\n".join(lines)
 
 
