@@ -105,8 +105,8 @@ def measure(job: Job, keeper: Keeper, limit: float, memory_limit: int) -> dict[s
     """Run a job in a process of its own.
 
     Args:
-        keeper: holds memory until the clock starts; limit: seconds on the clock, memory_limit: resident bytes of the
-        process tree, beyond which it is stopped.
+        keeper: of the memory that is warm when the clock starts; limit: seconds on the clock, memory_limit: resident
+        bytes of the process tree, beyond which it is stopped.
     Returns:
         ``outcome`` ("finished", or what stopped it), and, where it finished, seconds, cpu_seconds, compile_seconds,
         peak_rss_bytes and digest (None where the job asks for none).
@@ -126,7 +126,7 @@ def measure(job: Job, keeper: Keeper, limit: float, memory_limit: int) -> dict[s
                 if began is None and (folder / "ready").exists():
                     keeper.hold()
                     warm(job)
-                    keeper.follow(child.pid)
+                    keeper.release()
                     (folder / "go").touch()
                     began = time.monotonic()
                 most = max(most, tree.resident_bytes())

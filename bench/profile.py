@@ -2,8 +2,8 @@
 
 Each step is a function of the product or of a library that it calls, wrapped by a clock of the thread that runs it. A
 step's seconds are its own: what a step inside it takes counts there. What no step covers is the rest: Python, pandas,
-Dask, the small steps. Time in the kernel, most of it clearing pages that are touched the first time, is part of a step's
-seconds and told apart.
+Dask, the small steps. Time in the kernel, most of it clearing pages that are touched the first time, is part of a
+step's seconds and told apart.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
-import os
 import resource
 import shutil
 import sys
@@ -159,7 +158,7 @@ def profile(workload: str, args: argparse.Namespace) -> dict[str, Any]:
             scratch.mkdir()
             keeper.hold()
             measure.warm(job)
-            keeper.follow(os.getpid())
+            keeper.release()
             before, began = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
             with (steps if turn else Steps()).watching(STEPS[workload]):
                 idiom.run(task, None)

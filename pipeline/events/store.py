@@ -10,6 +10,7 @@ same events, each subscriber whole in one of them and in the total order.
 from __future__ import annotations
 
 import datetime as dt
+import math
 import zoneinfo
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +31,7 @@ from pipeline.events.schema import microseconds
 from pipeline.events.sorting import key_bounds
 from pipeline.events.volume import trend
 
-PART_ROWS = 1_500_000  # of a partition, where the reader names no number
+PART_ROWS = 1_500_000  # of a partition, about, where the reader names no number
 Time = str | int | dt.datetime | dt.date | None
 
 
@@ -69,6 +70,15 @@ class ReadPlan:
 
     def __len__(self) -> int:
         return len(self.parts)
+
+
+def _partitions_of(rows: int) -> int:
+    """The power of two that brings a partition nearest to PART_ROWS.
+
+    Row groups are cut at bounds of 2**k equal ranges, so that each is then read by one partition: where a batch of 10
+    million rows has 512 groups, 667 partitions would decode every row 2.3 times.
+    """
+    return 1 << max(0, round(math.log2(max(rows, 1) / PART_ROWS)))
 
 
 class EventStore:
@@ -264,7 +274,7 @@ class EventStore:
             mask &= groups["ts_min"] < high
         groups = groups.select(mask)
         if partitions is None:
-            partitions = max(1, -(-int(groups["rows"].sum()) // PART_ROWS))
+            partitions = _partitions_of(int(groups["rows"].sum()))
         if partitions < 1:
             raise DataError(f"a read has at least 1 partition, not {partitions}")
         bounds = key_bounds(partitions)
@@ -315,7 +325,7 @@ class EventStore:
         Args:
             since, until: events with since <= ts < until; ISO text, datetime, or int microseconds UTC.
             columns: those wanted, all by default; the index is always ``subscriber_key``.
-            partitions: how many equal key ranges; by default about 1.5 million rows each.
+            partitions: how many equal key ranges; by default a power of two, of about 1.5 million rows each.
             as_known_at: only rows that had arrived (``ingested_at``) by then.
         Returns:
             a ``dask.dataframe`` with known divisions (the key bounds). Each partition holds whole subscribers in the

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import time
 import types
 from pathlib import Path
@@ -31,8 +32,23 @@ def test_seconds_of_a_step_are_its_own() -> None:
 
     assert steps.clocked("outer", both)() == "found"
     assert steps.calls == {"inner": 2, "outer": 1}
-    assert steps.seconds["inner"] == pytest.approx(0.10, abs=0.01)
-    assert steps.seconds["outer"] == pytest.approx(0.02, abs=0.01)
+    assert steps.seconds["inner"][0] == pytest.approx(0.10, abs=0.01)
+    assert steps.seconds["outer"][0] == pytest.approx(0.02, abs=0.01)
+
+
+def test_fetching_memory_is_the_kernels_time() -> None:
+    steps = profile.Steps()
+
+    def fetch() -> None:
+        for _ in range(8):
+            with mmap.mmap(-1, 1 << 25) as memory:
+                memory.madvise(mmap.MADV_NOHUGEPAGE)
+                for at in range(0, len(memory), mmap.PAGESIZE):
+                    memory[at] = 1
+
+    steps.clocked("fetch", fetch)()
+    whole, kernel = steps.seconds["fetch"]
+    assert 0.3 * whole < kernel <= whole
 
 
 def test_functions_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +73,8 @@ def test_the_steps_are_passed_and_add_up(workload: str, tmp_path: Path, capsys: 
     options = ["--events", "20000", "--repeat", "1", "--data", str(tmp_path / "data"), "--json", str(path)]
     assert profile.main([workload, *options]) == 0
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["workloads"][workload]
-    assert sum(s["seconds"] for s in found["steps"]) == pytest.approx(found["cpu_seconds"])
+    for name, whole in (("seconds", "cpu_seconds"), ("kernel_seconds", "kernel_seconds")):
+        assert sum(s[name] for s in found["steps"]) == pytest.approx(found[whole])
     few = {"merge by key and time", "bring columns into that order"}  # of one sorted file a partition there is nothing
     assert {s["step"] for s in found["steps"] if not s.get("calls", 1)} <= few
     assert f"{workload}: " in capsys.readouterr().out

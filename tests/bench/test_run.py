@@ -355,23 +355,17 @@ def test_the_new_day_is_one_percent_and_after_all_others(made: log.Log) -> None:
 
 
 def test_the_keeper_holds_memory_until_somebody_is_on_the_clock() -> None:
-    keeper = memory.Keeper(4 * memory.CHUNK)
-    assert keeper._process is not None
-    pid = keeper._process.pid
+    size, here = 1 << 28, os.getpid()
+    keeper = memory.Keeper(size)
+    before = memory.resident_bytes(here)
     try:
-        keeper.hold()
-        held = memory.resident_bytes(pid)
-        assert held > 4 * memory.CHUNK
-        keeper.follow(os.getpid())
-        deadline = time.monotonic() + 20
-        while memory.resident_bytes(pid) > held - 3 * memory.CHUNK and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert memory.resident_bytes(pid) < held - 3 * memory.CHUNK
-        keeper.hold()
-        assert memory.resident_bytes(pid) > 4 * memory.CHUNK
+        for _ in range(2):
+            keeper.hold()
+            assert memory.resident_bytes(here) > before + 0.9 * size
+            keeper.release()
+            assert memory.resident_bytes(here) < before + 0.1 * size
     finally:
         keeper.close()
-    assert memory.resident_bytes(pid) == 0
 
 
 def test_peak_memory_sees_what_was_freed_again() -> None:

@@ -123,6 +123,16 @@ def test_a_range_decodes_little_more_than_its_share(tmp_path: Path) -> None:
         assert sum(p.rows for p in plan.parts) <= 1.3 * len(rows)
 
 
+def test_by_default_every_row_group_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.events.store.PART_ROWS", 60)
+    rows = [dict(r, client="acme", user=f"u{i}") for i, r in enumerate(random_rows(4000))]
+    store = stored(tmp_path, [rows[:1600], rows[1600:]])
+    plan = store.plan("acme")
+    assert plan.partitions == 64
+    assert sum(part.rows for part in plan.parts) == store.rows("acme")
+    assert sum(part.rows for part in store.plan("acme", partitions=67).parts) > 1.8 * store.rows("acme")
+
+
 def test_planning_opens_no_data_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = stored(tmp_path, [random_rows(100)])
     for path in Path(store.uri).rglob("client=*/*.parquet"):
