@@ -20,7 +20,7 @@ CEILINGS = ("truth", "ideal", "knowable")
 
 def measure(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     """Every contestant's metrics of one seed: a row for each client, contestant and head."""
-    from pipeline import config, stages
+    from pipeline import config, invocation
     from pipeline.backend import choose
     from pipeline.demo import with_source
     from pipeline.events.store import EventStore
@@ -29,7 +29,7 @@ def measure(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     changes = [f"name=seed-{seed}", f"runs={home}", f"simulate.events={options.events}", f"simulate.seed={seed}"]
     changes += [f"model.seed={seed}", f"sequences.length={options.length}", *options.options]
     settings = config.load(None, changes)
-    stages.run(settings, "rollup")
+    invocation.run(settings, "rollup")
     settings = with_source(settings)
     store = EventStore(settings.store_uri, choose(settings.backend))
     rows = []

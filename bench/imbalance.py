@@ -54,7 +54,7 @@ class Contest:
     """One client of one simulated log, and what each way makes of it."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        from pipeline import config, stages
+        from pipeline import config, invocation
         from pipeline.backend import choose
         from pipeline.demo import with_source
         from pipeline.events.store import EventStore
@@ -62,7 +62,7 @@ class Contest:
         home = options.data / f"imbalance-{options.events}"
         changes = ["name=log", f"runs={home}", f"simulate.events={options.events}", "backend=cpu", *options.options]
         settings = config.load(None, changes)
-        stages.run(settings, "rollup")
+        invocation.run(settings, "rollup")
         self.options, self.settings = options, with_source(settings)
         self.store = EventStore(self.settings.store_uri, choose(self.settings.backend))
         self.backend, self.client = self.store.backend, self.store.clients()[0]

@@ -1,7 +1,7 @@
 """The command: ``python -m pipeline.run``.
 
-Only this file parses arguments and talks to the terminal; what a stage does is in ``pipeline/stages.py``. Nothing
-heavy is imported before the options are known to be right, so ``--help`` answers at once.
+Only this file parses arguments and talks to the terminal; ``pipeline/invocation.py`` runs the stages. Nothing heavy
+is imported before the options are known to be right, so ``--help`` answers at once.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ def _dispatch(command: str, overrides: list[str], options: argparse.Namespace) -
             overrides = [*overrides, f"{key}={value}"]
 
     from pipeline import config as configuration
-    from pipeline import stages
+    from pipeline import invocation, stages
 
     if command == "simulate":
         if options.out is None:
@@ -256,7 +256,7 @@ def _dispatch(command: str, overrides: list[str], options: argparse.Namespace) -
         work = forget.forget if command == "forget" else getattr(upkeep, command)
         work(config, **{name: getattr(options, name) for name in OPTIONS.get(command, ())})
         return 0
-    return stages.run(config, until="report" if command == "all" else command)
+    return invocation.run(config, until="report" if command == "all" else command)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import pytest
 
-from pipeline import stages
+from pipeline import invocation
 from pipeline.run import main
 
 
@@ -86,7 +86,7 @@ def test_an_interrupt_ends_with_one_message(
             raise
 
     before = signal.getsignal(number)
-    monkeypatch.setattr(stages, "run", run)
+    monkeypatch.setattr(invocation, "run", run)
     assert main([]) == status
     assert signal.getsignal(number) is before
     error = capsys.readouterr().err
@@ -97,7 +97,7 @@ def test_a_fault_of_the_program_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -
     def run(*_: object, **__: object) -> NoReturn:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(stages, "run", run)
+    monkeypatch.setattr(invocation, "run", run)
     with pytest.raises(RuntimeError, match="a bug"):
         main([])
 
@@ -124,6 +124,6 @@ def test_a_full_or_barred_machine_is_no_fault_of_the_program(
     def run(*_: object, **__: object) -> NoReturn:
         raise error
 
-    monkeypatch.setattr(stages, "run", run)
+    monkeypatch.setattr(invocation, "run", run)
     assert main([]) == 2
     assert capsys.readouterr().err.startswith(message)

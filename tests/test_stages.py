@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cluster import Cluster
-from pipeline import dependencies, stages
+from pipeline import dependencies, invocation, stages
 from pipeline.backend import PANDAS
 from pipeline.config import Config
 from pipeline.errors import ConfigError, DataError, TooLittleError
@@ -115,19 +115,19 @@ def test_a_refused_model_is_said_with_its_reason_and_who_serves(
     serving: dict[str | None, str | None] = {"bad": "20250101T000000Z-aaaaaaaaaaaaaaaa", "a": None}
     monkeypatch.setattr("pipeline.learning.registry.current", lambda models, client: serving[client])
     capsys.readouterr()
-    assert stages._say_refusals(here) == 0
+    assert invocation._say_refusals(here) == 0
     said = capsys.readouterr().out
     assert said == (
         "warning   bad: model 20260101T000000Z-0123456789abcdef is refused: click: expected/observed 3.00. "
         "20250101T000000Z-aaaaaaaaaaaaaaaa keeps serving\n"
     )
     here.config = Config(name="test", runs=str(tmp_path), gate={"strict": True})  # type: ignore[arg-type]
-    assert stages._say_refusals(here) == 3
+    assert invocation._say_refusals(here) == 3
     serving["bad"] = None
-    stages._say_refusals(here)
+    invocation._say_refusals(here)
     assert "Nobody is in its place" in capsys.readouterr().out.splitlines()[-1]
     serving["bad"] = "20260101T000000Z-0123456789abcdef"  # by hand
-    assert stages._say_refusals(here) == 0
+    assert invocation._say_refusals(here) == 0
     assert capsys.readouterr().out == ""
     assert here.run.metrics()["gate"]["bad"]["reasons"] == ["click: expected/observed 3.00"]
 
@@ -144,10 +144,10 @@ def test_lists_for_a_client_that_is_not_there_are_not_passed_over(
         here.config = here.config.model_copy(update={"decide": decide})
         if option == "plan":
             with pytest.raises(ConfigError, match=r"plans sends of 'acmee'.*did you mean 'acme'"):
-                stages._check_against_log(here)
+                invocation._check_against_log(here)
             here.config = here.config.model_copy(update={"decide": decide.model_copy(update={"plan": None})})
         else:
-            stages._check_against_log(here)
+            invocation._check_against_log(here)
             assert "decide.suppressed names 'acmee'" in capsys.readouterr().out
 
 

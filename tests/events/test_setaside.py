@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import stages
+from pipeline import invocation
 from pipeline.backend import PANDAS, Backend
 from pipeline.errors import ConfigError, SourceError
 from pipeline.events.ingest import IngestReport, ingest
@@ -221,11 +221,11 @@ def test_a_run_says_which_and_keeps_it_in_metrics(tmp_path: Path, capsys: pytest
     assert any("set aside: source file" in line and "2.parquet" in line for line in make_plan(settings).lines)
     metrics = settings.run_dir / "metrics.json"
     for _ in range(2):
-        stages.run(settings, until="ingest")
+        invocation.run(settings, until="ingest")
         assert f"warning   set aside: source file {str(bad)!r} cannot be read" in capsys.readouterr().out
         (listed_there,) = json.loads(metrics.read_text())["bad_files"]
         assert listed_there["file"] == str(bad)
         assert listed_there.keys() == {"file", "size", "sha256", "error", "changed", "time"}
     bad.write_bytes(good)
-    stages.run(settings, until="ingest")
+    invocation.run(settings, until="ingest")
     assert json.loads(metrics.read_text())["bad_files"] == []

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline import stages
+from pipeline import invocation, stages
 from pipeline.backend import PANDAS
 from pipeline.config import Config, load
 from pipeline.decisions import score
@@ -92,7 +92,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Config:
     ]
     model = ["model.kind=combined", "model.epochs=2", "model.units=8", "model.hidden=[8]", "model.minimum_positives=5"]
     config = load(None, [f"runs={tmp_path_factory.mktemp('runs')}", *small, *model, "sequences.length=10"])
-    stages.run(config, "decide")
+    invocation.run(config, "decide")
     return with_source(config)
 
 
