@@ -260,6 +260,7 @@ class Model(Section):
     hidden: list[Annotated[int, Field(ge=1)]] = [64, 32]
     units: Annotated[int, Field(ge=4, multiple_of=4)] = 32  # width of what reads a sequence
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    members: Annotated[int, Field(ge=1, le=64)] = 1  # networks trained side by side, whose mean predicts
     batch_size: Annotated[int, Field(ge=1)] = 4096
     epochs: Annotated[int, Field(ge=1)] = 20
     chunk: Annotated[int, Field(ge=1000)] | None = None  # training rows at once; as many as the memory holds

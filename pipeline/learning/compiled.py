@@ -65,9 +65,10 @@ def epoch_of(
 
     def gradient(inputs: dict[str, Any], packed: Any) -> tuple[Any, list[Any]]:
         with tf.GradientTape() as tape:
-            each = losses(body(inputs, training=True), packed[:, :heads])
+            several = network.each(body(inputs, training=True))
+            each = tf.add_n([losses(raw, packed[:, :heads]) for raw in several])  # so that each learns as if alone
             loss = tf.reduce_sum(each * packed[:, heads:] * factors)
-        return loss, tape.gradient(loss, variables)
+        return loss / len(several), tape.gradient(loss, variables)
 
     if xla:
         gradient = tf.function(gradient, jit_compile=True)
@@ -105,7 +106,7 @@ def validation_of(network: Network, correct: Callable[[Any], Any], on_gpu: bool)
     Args:
         correct: raw outputs -> those of the population.
     """
-    body, architecture, heads = network.body, network.architecture, len(network.architecture.heads)
+    architecture, heads = network.architecture, len(network.architecture.heads)
     parts = 1 if on_gpu else shards(8 * BLOCK, on_gpu)
 
     @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
@@ -113,7 +114,7 @@ def validation_of(network: Network, correct: Callable[[Any], Any], on_gpu: bool)
         results = []
         for part in cut(block, parts):
             packed = part.pop("packed")
-            each = kinds.losses(correct(body(part, training=False)), packed[:, :heads], architecture)
+            each = kinds.losses(correct(network.output(part)), packed[:, :heads], architecture)
             results.append(tf.reduce_sum(tf.where(packed[:, heads:] > 0, each * packed[:, heads:], 0.0), axis=0))
         return tf.add_n(results)
 

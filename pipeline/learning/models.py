@@ -52,7 +52,8 @@ class Architecture:
     """Everything needed to build a network but its weights.
 
     ``kind``: one of ``networks.KINDS``; ``hidden``: widths of its hidden layers; ``units``: of what it reads a history
-    with; ``history``: the tensors that it takes beside the features, none of a network without.
+    with; ``history``: the tensors that it takes beside the features, none of a network without; ``members``: networks
+    side by side whose outputs' mean is the output.
     """
 
     features: int
@@ -62,6 +63,7 @@ class Architecture:
     kind: str = "dense"
     units: int = 32
     history: tuple[HistoryTensor, ...] = ()
+    members: int = 1
 
     def __post_init__(self) -> None:
         if self.kind not in networks.KINDS:
@@ -89,11 +91,12 @@ class Architecture:
             hidden = tuple(int(u) for u in values["hidden"])
             history = tuple(HistoryTensor(**tensor) for tensor in values.get("history", ()))
             kind, units = values.get("kind", "dense"), int(values.get("units", 32))
-            made = cls(int(values["features"]), heads, hidden, float(values["dropout"]), kind, units, history)
+            many, dropout = int(values.get("members", 1)), float(values["dropout"])
+            made = cls(int(values["features"]), heads, hidden, dropout, kind, units, history, many)
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"the model's architecture cannot be read ({error!r}); train again") from None
         kinds = {head.kind for head in heads}
-        sizes = [made.features, made.units, *hidden, *(t.length for t in history)]
+        sizes = [made.features, made.units, made.members, *hidden, *(t.length for t in history)]
         if not heads or any(units < 1 for units in sizes) or kinds - {"binary", "value"}:
             raise ModelError(f"the model's architecture {values} is not one this version can build; train again")
         return made
@@ -131,7 +134,7 @@ class Normalise(keras.layers.Layer):  # type: ignore[misc]
 
 @dataclass
 class Network:
-    """``normalise`` has nothing to train and goes before ``body``, a Keras model of a dict to float32[n, W].
+    """``normalise`` has nothing to train and goes before ``body``, a Keras model of a dict to float32[n, members x W].
 
     The dict holds ``features``, float32[n, F], normalised, and the sequence tensors that ``inputs`` names, [n, L] each,
     as they are in a FeatureTable (uint8, int64 or float32): the body casts what it needs otherwise.
@@ -150,7 +153,22 @@ class Network:
 
     def raw(self, inputs: dict[str, Any]) -> Any:
         """The outputs, float32[n, W], of inputs whose features are not normalised yet; nothing is trained."""
-        return self.body({**inputs, "features": self.normalise(inputs["features"])}, training=False)
+        return self.output({**inputs, "features": self.normalise(inputs["features"])})
+
+    def output(self, inputs: dict[str, Any]) -> Any:
+        """The mean of what the members give for what ``body`` takes, float32[n, W]; nothing is trained."""
+        several = self.each(self.body(inputs, training=False))
+        return several[0] if len(several) == 1 else tf.add_n(several) / len(several)
+
+    def each(self, outputs: Any) -> list[Any]:
+        """Every member's outputs, float32[n, W], of those of ``body``."""
+        number = self.architecture.members
+        return [outputs] if number == 1 else tf.split(outputs, number, axis=1)
+
+    @property
+    def members(self) -> list[Any]:
+        """A Keras model each, float32[n, W]; the body itself where there is one."""
+        return networks.members(self.architecture, self.body)
 
     def weights(self) -> dict[str, np.ndarray]:
         """Every weight by a name of our own (layer/weight), float32."""
@@ -167,8 +185,11 @@ class Network:
             variable.assign(weights[name])
 
     def _named(self) -> list[tuple[str, Any]]:
-        layers = [self.normalise, *self.body.layers]
-        pairs = [(f"{layer.name}/{v.name}", v) for layer in layers for v in layer.weights if "seed" not in v.name]
+        layers = [("", self.normalise)]
+        for member in self.members:
+            prefix = "" if member is self.body else f"{member.name}/"
+            layers += [(prefix, layer) for layer in member.layers]
+        pairs = [(f"{p}{layer.name}/{v.name}", v) for p, layer in layers for v in layer.weights if "seed" not in v.name]
         return sorted(pairs, key=lambda pair: pair[0])
 
 

@@ -90,7 +90,7 @@ def select(
     for kind in KINDS:
         if kind in SEQUENTIAL and sequences is None:
             continue
-        trial = settings.model_copy(update={"kind": kind, "epochs": epochs, "patience": epochs})
+        trial = settings.model_copy(update={"kind": kind, "epochs": epochs, "patience": epochs, "members": 1})
         history = train(chosen, valid, heads, trial, None, sequences, ignored=ignored).history
         finite = [h["validation"] for h in history if np.isfinite(h["validation"])]
         if finite:

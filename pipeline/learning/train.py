@@ -106,13 +106,15 @@ def architecture(
         settings.kind,
         settings.units,
         models.history_of(settings.kind, sequences),
+        1 if settings.kind == "logistic" else settings.members,  # of which all would be the same
     )
 
 
 def set_initial_bias(network: Network, labels: Sequence[Label]) -> None:
     """Let an untrained network predict each head's base rate."""
     bias = losses.initial_bias(network.architecture, [imbalance.start(label) for label in labels])
-    next(v for v in network.body.get_layer("heads").weights if "bias" in v.name).assign(bias)
+    for member in network.members:
+        next(v for v in member.get_layer("heads").weights if "bias" in v.name).assign(bias)
 
 
 def _usable(valid: Rows, labels: list[Label]) -> bool:

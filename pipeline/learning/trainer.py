@@ -191,7 +191,7 @@ class Trainer:
         for start in range(0, len(self.valid) if self.metrics else 0, rows):
             block = self.valid.block(start, rows)
             packed = block.pop("packed")
-            raw = self.model.correction(self.model.network.body(block, training=False))
+            raw = self.model.correction(self.model.network.output(block))
             for _, h, metric in self.metrics:
                 p = tf.sigmoid(raw[:, architecture.columns(h)][:, 0])
                 metric.update_state(packed[:, h], p, sample_weight=packed[:, heads + h])
