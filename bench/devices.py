@@ -61,9 +61,10 @@ class Epochs:
         set_initial_bias(network, found.labels)
         model = TrainedModel(network, found.labels)
         trainer = Trainer(model, as_chunks(rows), found, rows.chosen(np.arange(1000)), settings, group=group)
+        feed = trainer.feed(1, self.epochs + 1)
         times, loss = [time.perf_counter()], 0.0
-        for epoch in range(self.epochs + 1):
-            loss = trainer.learn(epoch)
+        for epoch in range(1, self.epochs + 2):
+            loss = trainer.learn(epoch, feed)
             times.append(time.perf_counter())
         weights = sum(int(np.prod(v.shape)) for v in network.body.trainable_variables)
         return {"seconds": np.diff(times)[1:].tolist(), "sum_seconds": _sums(group, weights), "loss": loss}

@@ -91,9 +91,9 @@ def ours(x: np.ndarray, y: np.ndarray, options: argparse.Namespace) -> tuple[Clo
     few = rows.chosen(PANDAS.xp.arange(min(len(x), 1000)))
     model = TrainedModel(network, found.labels)
     trainer = Trainer(model, chunks, found, few, settings, xla=options.idiom.endswith("XLA"))
-    clock = Clock()
-    for epoch in range(options.epochs + 1):
-        trainer.learn(epoch)
+    clock, feed = Clock(), trainer.feed(1, options.epochs + 1)
+    for epoch in range(1, options.epochs + 2):
+        trainer.learn(epoch, feed)
         clock.lap()
     return clock, _loss(network.body, x, y)
 

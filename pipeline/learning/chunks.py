@@ -7,7 +7,7 @@ at most two chunks are there at once. Rows that fit the memory are the one chunk
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
@@ -52,7 +52,7 @@ def as_chunks(rows: Table | Rows | Chunks) -> Chunks:
     return Chunks(1, lambda _: only)
 
 
-def ahead(work: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+def ahead(work: Callable[[S], T], items: Iterable[S]) -> Generator[T, None, None]:
     """work(item) of each item, in order; a thread makes the next one while the caller has this one."""
     pool, waiting = ThreadPoolExecutor(1), deque[Future[T]]()
     try:

@@ -76,19 +76,21 @@ def epoch_of(
     def gather(x: Any, index: Any) -> Any:
         return tf.ensure_shape(tf.gather(x, index), (part, x.shape[1]))
 
-    def epoch(rows: dict[str, Any], order: Any) -> Any:
-        places, total = rows.get("places"), tf.constant(0.0)
-        sequences = [name for name in rows if name not in ("features", "packed", "places")]
+    def epoch(tensors: dict[str, Any], order: Any) -> Any:
+        places, total = tensors.get("places"), tf.constant(0.0)
+        sequences = [name for name in tensors if name not in ("rows", "places")]
+        width = tensors["rows"].shape[1] - 2 * heads
         for step in tf.range(tf.shape(order)[0] // batch):
             results = []
             for k in range(parts):
                 first = step * batch + k * part
                 index = order[first : first + part]
-                inputs = {"features": gather(rows["features"], index)}
+                rows = gather(tensors["rows"], index)
+                inputs = {"features": rows[:, :width]}
                 if sequences:
                     place = index if places is None else tf.gather(places, index)
-                    inputs |= {name: gather(rows[name], place) for name in sequences}
-                results.append(gradient(inputs, gather(rows["packed"], index)))
+                    inputs |= {name: gather(tensors[name], place) for name in sequences}
+                results.append(gradient(inputs, rows[:, width:]))
             # Added in a fixed order: the same seed gives the same weights however the shards were scheduled.
             gradients = [tf.add_n(list(same)) for same in zip(*(g for _, g in results), strict=True)]
             *gradients, loss = group.add([*gradients, tf.add_n([loss for loss, _ in results])])
@@ -125,11 +127,11 @@ def _for_any_rows(epoch: Any) -> Callable[[dict[str, Any], Any], Any]:
     """Traced once for all chunks, however many rows they have, since batches have one shape."""
     traced: dict[tuple[str, ...], Any] = {}
 
-    def run(rows: dict[str, Any], order: Any) -> Any:
-        names = tuple(sorted(rows))
+    def run(tensors: dict[str, Any], order: Any) -> Any:
+        names = tuple(sorted(tensors))
         if names not in traced:
-            signature = {name: tf.TensorSpec((None, *x.shape[1:]), x.dtype) for name, x in rows.items()}
+            signature = {name: tf.TensorSpec((None, *x.shape[1:]), x.dtype) for name, x in tensors.items()}
             traced[names] = tf.function(epoch, input_signature=[signature, tf.TensorSpec((None,), order.dtype)])
-        return traced[names](rows, order)
+        return traced[names](tensors, order)
 
     return run

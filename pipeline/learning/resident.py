@@ -20,32 +20,33 @@ from pipeline.learning.tensors import aligned, tensor, tf, to_array
 class Resident:
     """Tensors of the chosen rows.
 
-    ``features``: float32[m, F], normalised. ``packed``: float32[m, 2H], encoded labels beside mask x weight.
-    ``totals``: float64[H], the sums of the latter, on the host. ``sequences``: the network's sequence tensors of the
-    whole table, [n, L] each, in the table's own memory; ``places``: int64[m], where in them each row is (None: in
-    order).
+    ``rows``: float32[m, F + 2H], normalised features, encoded labels and mask x weight side by side: a batch is then
+    one gather, which costs a fetch from far memory a row. ``features``: F. ``totals``: float64[H], the sums of mask x
+    weight, on the host. ``sequences``: the network's sequence tensors of the whole table, [n, L] each, in the table's
+    own memory; ``places``: int64[m], where in them each row is (None: in order).
     """
 
-    features: Any
-    packed: Any
+    rows: Any
+    features: int
     totals: np.ndarray
     sequences: dict[str, Any]
     places: Any
 
     def __len__(self) -> int:
-        return int(self.features.shape[0])
+        return int(self.rows.shape[0])
 
     def tensors(self) -> dict[str, Any]:
         """All of them by name, ``places`` only where there are."""
         placed = {} if self.places is None else {"places": self.places}
-        return {"features": self.features, "packed": self.packed, **placed, **self.sequences}
+        return {"rows": self.rows, **placed, **self.sequences}
 
     def block(self, start: int, rows: int) -> dict[str, Any]:
-        """``rows`` rows from ``start`` on: what the network takes, and ``packed``."""
+        """``rows`` rows from ``start`` on: what the network takes, and ``packed``, what follows the features."""
         some = slice(start, start + rows)
         places = None if self.places is None else self.places[some]
         sequences = {n: x[some] if places is None else tf.gather(x, places) for n, x in self.sequences.items()}
-        return {"features": self.features[some], "packed": self.packed[some], **sequences}
+        found = self.rows[some]
+        return {"features": found[:, : self.features], "packed": found[:, self.features :], **sequences}
 
 
 def resident(
@@ -63,21 +64,22 @@ def resident(
     xp = backend.xp
     sequences = {name: tensor(aligned(a, a.dtype)) for name, a in needed(rows.sequences, network.inputs).items()}
     places = None if rows.index is None or not sequences else tensor(aligned(rows.index, np.int64))
-    z = backend.empty_aligned((len(rows), rows.X.shape[1]), np.float32)
+    width = rows.X.shape[1]
+    found = backend.empty_aligned((len(rows), width + 2 * heads), np.float32)
     normalise = tf.function(network.normalise, reduce_retracing=True)
     for start, chosen in blocks(len(rows), rows.index):
         block = aligned(rows.X[chosen])
-        z[start : start + len(block)] = to_array(normalise(tensor(block)), backend)
+        found[start : start + len(block), :width] = to_array(normalise(tensor(block)), backend)
     known = rows.take("mask") > 0
     y = aligned(xp.where(known, rows.take("y"), 0))
     encoded = losses.encode(tensor(y), network.architecture, value_scale)
-    packed = backend.empty_aligned((len(rows), 2 * heads), np.float32)
-    packed[:, :heads] = to_array(encoded, backend)
-    packed[:, heads:] = xp.where(known, rows.take("mask") * rows.take("weight")[:, None], 0)
+    found[:, width : width + heads] = to_array(encoded, backend)
+    weights = found[:, width + heads :]
+    weights[:] = xp.where(known, rows.take("mask") * rows.take("weight")[:, None], 0)
     if positive_weights is not None:
-        packed[:, heads:] *= xp.where(y > 0, xp.asarray(positive_weights, dtype=xp.float32), xp.float32(1))
-    totals = backend.to_host(packed[:, heads:].astype(xp.float64).sum(axis=0))
-    return Resident(tensor(z), tensor(packed), totals, sequences, places)
+        weights *= xp.where(y > 0, xp.asarray(positive_weights, dtype=xp.float32), xp.float32(1))
+    totals = backend.to_host(weights.astype(xp.float64).sum(axis=0))
+    return Resident(tensor(found), width, totals, sequences, places)
 
 
 def blocks(n: int, index: Array | None, rows: int = BLOCK) -> Iterator[tuple[int, Any]]:

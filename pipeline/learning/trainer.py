@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
-from itertools import repeat
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,9 @@ BALANCE = 0.5
 
 # Weights that say nothing of an input, and so cannot learn rows by heart: base rates, and a normalisation's scale.
 UNDECAYED = ("bias", "gamma", "beta")
+
+
+Feed = Generator[tuple[Resident, Iterator[Any]], None, None]  # see Trainer.feed
 
 
 @dataclass
@@ -151,23 +155,31 @@ class Trainer:
             return [0]
         return [int(i) for i in np.random.default_rng([self.settings.seed, epoch, 1]).permutation(self.chunks.count)]
 
-    def parts(self, first: int, last: int) -> Iterator[Resident]:
-        """Every chunk of the epochs first..last in their order, the next prepared while one is used."""
-        if self.only is not None:
-            return repeat(self.only)
-        return ahead(self.prepare, (i for epoch in range(first, last + 1) for i in self.order(epoch)))
+    def feed(self, first: int, last: int) -> Feed:
+        """Every chunk of the epochs first..last in their order, with an order of its rows for each pass over it; the
+        next of both are made while these are used."""
+        chunks = [(epoch, i) for epoch in range(first, last + 1) for i in self.order(epoch)]
+        only = self.only
+        parts = ahead(self.prepare, (i for _, i in chunks)) if only is None else (only for _ in chunks)
+        orders = ahead(self.permuted, ((e, i, k) for e, i in chunks for k in range(self.passes)))
+        with closing(parts), closing(orders):
+            for _ in chunks:
+                yield next(parts), islice(orders, self.passes)
+
+    def permuted(self, turn: tuple[int, int, int]) -> Any:
+        """The order of chunk i's rows in pass k of an epoch, from (epoch, i, k)."""
+        epoch, i, k = turn
+        number = ((epoch - 1) * self.chunks.count + i) * self.passes + k + 1
+        return permutation(self.agreed.members[self.group.rank][i], self.settings.seed, number, self.on_gpu)
 
     # -- one epoch ------------------------------------------------------------------------------------------------
 
-    def learn(self, epoch: int, parts: Iterator[Resident] | None = None, progress: Any = None) -> float:
+    def learn(self, epoch: int, feed: Feed, progress: Any = None) -> float:
         """One epoch over all chunks; the mean loss of its batches."""
-        parts = self.parts(epoch, epoch) if parts is None else parts
         total, steps = 0.0, 0
         for i in self.order(epoch):
-            part = next(parts)
-            for k in range(self.passes):
-                turn = ((epoch - 1) * self.chunks.count + i) * self.passes + k + 1
-                order = permutation(len(part), self.settings.seed, turn, self.on_gpu)
+            part, orders = next(feed)
+            for order in orders:
                 total += float(self.epoch(part.tensors(), order[: self.steps[i] * self.share]))
                 steps += self.steps[i]
             if progress is not None and len(self.sizes) > 1:
@@ -216,11 +228,11 @@ class Trainer:
             progress.skip(state.epoch * self.n * self.passes)
         listeners = self._listeners(callbacks, last)
         listeners.on_train_begin()
-        parts = self.parts(state.epoch + 1, last)
+        feed = self.feed(state.epoch + 1, last)
         while state.epoch < last and not state.over(self.settings.patience) and not body.stop_training:
             state.epoch += 1
             listeners.on_epoch_begin(state.epoch - 1)
-            loss, seconds = self._learn(state.epoch, parts, progress)
+            loss, seconds = self._learn(state.epoch, feed, progress)
             with self.averages.shown():
                 logs = self._look(state, loss, seconds, progress)
                 listeners.on_epoch_end(state.epoch - 1, logs)
@@ -228,8 +240,7 @@ class Trainer:
                 break
             if checkpoint and self.group.rank == 0 and checkpoint.due():
                 self._save(checkpoint, state)
-        if self.only is None:
-            parts.close()  # type: ignore[attr-defined]
+        feed.close()
         for variable, weight in zip(body.variables, state.weights, strict=True):
             variable.assign(weight)
         self._check_equal()
@@ -248,10 +259,10 @@ class Trainer:
                 "same libraries, or model.devices=1"
             )
 
-    def _learn(self, epoch: int, parts: Iterator[Resident], progress: Any) -> tuple[float, float]:
+    def _learn(self, epoch: int, feed: Feed, progress: Any) -> tuple[float, float]:
         """Train an epoch; the loss, and the seconds that it took."""
         started = time.perf_counter()
-        return self.learn(epoch, parts, progress), time.perf_counter() - started
+        return self.learn(epoch, feed, progress), time.perf_counter() - started
 
     def _look(self, state: Course, loss: float, seconds: float, progress: Any) -> dict[str, float]:
         """Look at the validation rows after an epoch; what Keras callbacks get as logs."""
