@@ -17,6 +17,7 @@ from pipeline.events.commit import Settings
 from pipeline.events.hashing import hash_rows
 from pipeline.events.quality import Checked
 from pipeline.events.schema import (
+    CATEGORY,
     TIME,
     canonical_kinds,
     carried_type,
@@ -92,7 +93,7 @@ def canonical(
         value, value_bad = to_micro_units(columns["value"], source.value_unit, columns.mapped["value"], where)
         value_far = _outside(value, config.quality.value_range)
     event_id, event_id_null = _event_ids(columns, settings, backend)
-    none = to_category(pa.nulls(n, pa.string()), "", where)
+    none = pa.nulls(n, CATEGORY)
     found = {
         "client": client,
         **{name: columns.category(name) if name in columns else none for name in ("campaign", "provider")},

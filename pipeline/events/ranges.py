@@ -18,6 +18,7 @@ import pyarrow as pa
 from pipeline.backend import Backend
 from pipeline.events.hashing import second_hash
 from pipeline.events.schema import numpy_of, plain
+from pipeline.events.signals import kernels
 from pipeline.events.sorting import bucket_of
 from pipeline.events.writing import part_bits
 
@@ -111,7 +112,7 @@ def piece_of(table: Any, bits: int, blocks: Blocks, backend: Backend) -> Piece:
     for name, array in arrays.items():
         if pa.types.is_dictionary(array.type):
             codes = numpy_of(array.indices, -1)
-            used = np.bincount(codes + 1, minlength=len(array.dictionary) + 1)[1:].tolist()
+            used = kernels().code_counts(codes, len(array.dictionary)).tolist()
             wide[name] = codes.astype(np.int16) if len(used) < 2**15 else codes
             words = zip(array.dictionary.to_pylist(), used, strict=True)
             piece.words[name] = [word if rows else None for word, rows in words]
