@@ -161,7 +161,7 @@ class At(Section):
 
 GROUPS = (
     *("counts", "recency", "rates", "streak", "volume", "tenure", "calendar", "gaps", "runs", "affinity", "match"),
-    *("distinct", "value", "lifetime", "tiles"),
+    *("reactions", "distinct", "value", "lifetime", "tiles"),
 )
 
 

@@ -9,6 +9,7 @@ from pipeline import extensions
 from pipeline.config import Config
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.features.families import WEIGHT
+from pipeline.features.reactions import DELETE
 from pipeline.features.sequences import MASKED
 from pipeline.features.similarity import over
 from pipeline.features.spec import (
@@ -345,6 +346,24 @@ def _match(log: _Log) -> list[Feature] | str:
     return made
 
 
+def _reactions(log: _Log) -> list[Feature] | str:
+    if log.exposure is None or DELETE not in log.kinds or not log.responses:
+        return []  # what is lacking is told of the counts
+    if not log.campaigns:
+        return "reactions: the log has no campaigns (source.columns.campaign)"
+    one, answer = log.exposure, " or ".join(log.responses)
+    first = f"n first answers ({answer}) to {one} events, d first deletes of those not answered before"
+    delivered = one if not log.bounces else f"({one} - {' - '.join(log.bounces)})"
+    streak = f"{one} events since the latest {answer} or {DELETE} before at"
+    made = [Feature("silent_streak", "reaction", streak, "events", how="streak")]
+    for window in log.windows:
+        share = f"(n + 1) / (n + d + 2), in {span(window)}: {first}"
+        rate = f"(n + d + 1) / ({delivered} + 2), in {span(window)}: {first}; the denominator's count is at least 0"
+        made.append(Feature(f"read_share_{label(window)}", "reaction", share, "1", window=window, how="answered"))
+        made.append(Feature(f"reaction_rate_{label(window)}", "reaction", rate, "1", window=window, how="any"))
+    return made
+
+
 _GROUPS = {
     "counts": _counts,
     "recency": _recency,
@@ -357,6 +376,7 @@ _GROUPS = {
     "runs": _runs,
     "affinity": _affinity,
     "match": _match,
+    "reactions": _reactions,
     "distinct": _distinct,
     "value": _value,
     "lifetime": _lifetime,

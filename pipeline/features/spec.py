@@ -26,6 +26,7 @@ SMOOTH_HITS, SMOOTH_TRIALS = 1.0, 10.0
 ENDINGS = ("unsubscribe", "complaint", "hard_bounce")  # after one of these, no sends until a subscribe
 BOUNCES = ("soft_bounce", "hard_bounce")
 RESPONSES = ("open", "click")
+CAMPAIGNS = {"campaigns", "match", "reaction"}  # computations that look at each event's campaign
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class FeatureSpec:
         ops = {f.op for f in self.features}
         read = {
             "campaign": "campaign" in levels
-            or bool(ops & {"campaigns", "match"})
+            or bool(ops & CAMPAIGNS)
             or (named is not None and bool(named.campaigns or named.families)),
             "provider": "provider" in levels or (named is not None and bool(named.providers)),
             "value": "value" in ops,

@@ -25,7 +25,7 @@ from pipeline.features.partition import Partition, partition_arrays
 from pipeline.features.preparation import context_of
 from pipeline.features.samples import SampleRequest
 from pipeline.features.sequences import MASKED, decided, family, write_sequences
-from pipeline.features.spec import FeatureSpec
+from pipeline.features.spec import CAMPAIGNS, FeatureSpec
 
 
 @dataclass
@@ -101,7 +101,7 @@ def feature_table(
         events,
         vocabulary,
         backend,
-        campaign=any(h.match for h in request.heads) or bool(ops & {"campaigns", "match"}) or answered,
+        campaign=any(h.match for h in request.heads) or bool(ops & CAMPAIGNS) or answered,
         value=any(h.sum for h in request.heads) or "value" in ops,
         ingested=request.per_decision,
         providers=None if context is None else context.names["provider"],

@@ -72,6 +72,8 @@ def feature(
             out[f.name] = (mine.count(cell(local(at, timezone))) + 1) / (len(mine) + cells)
         elif f.op == "match":
             out[f.name] = match(spec, f, seen, at, campaign)
+        elif f.op == "reaction":
+            out[f.name] = reaction(spec, f, seen, at)
         elif f.op == "gap":
             out[f.name] = gap(str(f.how), [e.ts for e in inside if e.event == spec.exposure], everything[:1])
         elif f.op == "run":
@@ -110,6 +112,30 @@ def first_answers(spec: FeatureSpec, seen: list[Event]) -> list[Event]:
             answered.add((id(sends[-1]), e.event))
             found.append(e)
     return found
+
+
+def reaction(spec: FeatureSpec, f: Feature, seen: list[Event], at: int) -> float:
+    """``seen`` is all of it: whether a deletion is of an unread message hangs on what came long before."""
+    reacted = max([e.ts for e in seen if e.event in (*spec.responses, "delete")], default=-(2**63))
+    if f.how == "streak":
+        return sum(e.event == spec.exposure and e.ts > reacted for e in seen)
+    answered, unread, of = 0, 0, {}
+    for e in seen:
+        sends = [s for s in seen if s.event == spec.exposure and s.campaign == e.campaign and s.ts <= e.ts]
+        if e.campaign is None or not sends or e.event not in (*spec.responses, "delete"):
+            continue
+        done, inside = of.setdefault(id(sends[-1]), set()), f.window is None or e.ts >= at - f.window
+        if e.event == "delete":
+            unread += inside and not done
+            done.add("delete")
+        else:
+            answered += inside and "answer" not in done
+            done.add("answer")
+    if f.how == "answered":
+        return (answered + 1) / (answered + unread + 2)
+    inside = [e.event for e in seen if f.window is None or e.ts >= at - f.window]
+    delivered = inside.count(str(spec.exposure)) - sum(inside.count(b) for b in spec.bounces)
+    return (answered + unread + 1) / (max(delivered, 0) + 2)
 
 
 def match(spec: FeatureSpec, f: Feature, seen: list[Event], at: int, campaign: str | None) -> float:
