@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ def test_each_becomes_what_it_would_become_alone(kind: str) -> None:
         found = survey(as_chunks(rows), HEADS, 1)
         set_initial_bias(network, found.labels)
         trainer = Trainer(TrainedModel(network, found.labels), as_chunks(rows), found, rows, SETTINGS)
-        losses.append([trainer.learn(epoch) for epoch in (1, 2)])
+        with closing(trainer.feed(1, 2)) as feed:
+            losses.append([trainer.learn(epoch, feed) for epoch in (1, 2)])
     for m, network in enumerate(single):
         assert not np.array_equal(network.weights()["hidden0/kernel"], single[m - 1].weights()["hidden0/kernel"])
         for name, weight in network.weights().items():
