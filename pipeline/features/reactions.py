@@ -1,8 +1,8 @@
 """What a subscriber does with messages: answers them, deletes them unread, or lets them lie.
 
-Who deletes without reading has seen the message and did not care for it; who does neither may not look at the mailbox at
-all. Rates of answers over exposures mix the two. A deletion belongs to the latest earlier exposure of its campaign, and
-is unread where no answer to that came before it.
+Who deletes without reading has seen the message and did not care for it; who does neither may not look at the mailbox
+at all. Rates of answers over exposures mix the two. A deletion belongs to the latest earlier exposure of its campaign,
+and is unread where no answer to that came before it.
 """
 
 from __future__ import annotations
