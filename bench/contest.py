@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,11 @@ CEILINGS = ("truth", "ideal", "knowable")
 
 def measure(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     """Every contestant's metrics of one seed: a row for each client, contestant and head."""
+    return [{"seed": seed, **row} for contest in contests(options, seed) for row in contest.rows()]
+
+
+def contests(options: argparse.Namespace, seed: int) -> Iterator[Contest]:
+    """Each client of a seed's log, which is made where it is not there."""
     from pipeline import config, invocation
     from pipeline.backend import choose
     from pipeline.demo import with_source
@@ -32,10 +38,8 @@ def measure(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     invocation.run(settings, "rollup")
     settings = with_source(settings)
     store = EventStore(settings.store_uri, choose(settings.backend))
-    rows = []
     for client in store.clients()[: options.clients]:
-        rows += Contest(store, client, settings, options).rows()
-    return [{"seed": seed, **row} for row in rows]
+        yield Contest(store, client, settings, options)
 
 
 class Contest:
@@ -72,16 +76,23 @@ class Contest:
             found += [self.row(name, head, m[name], {}) for head, m in beside.items() if name in m]
         return found
 
-    def network(self, kind: str) -> tuple[np.ndarray, dict[str, Any]]:
-        """A network's predictions of the hold-out, and how its training went."""
+    def network(
+        self, kind: str, learned: Any = None, without: Sequence[bool] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """A network's predictions of the hold-out, and how its training went.
+
+        Args:
+            learned: the rows that it learns from; all of the training's where None. without: bool[F], the features that
+            it does not get.
+        """
         from pipeline.learning.clocks import clocks
         from pipeline.learning.selection import train_selected
 
         settings = self.settings.model.model_copy(update={"kind": kind})
         spec = self.table.spec.sequences
-        model = train_selected(
-            self.learned, self.valid, self.heads, settings, sequences=spec, ignored=clocks(self.table)
-        )
+        ignored = clocks(self.table) if without is None else clocks(self.table) | np.asarray(without)
+        learned = self.learned if learned is None else learned
+        model = train_selected(learned, self.valid, self.heads, settings, sequences=spec, ignored=ignored)
         p = model.predict(self.table.X, self.holdout.index, sequences=self.table.sequences)
         about: dict[str, Any] = {"epochs": len(model.history), "samples_per_second": round(model.samples_per_second)}
         if model.selection is not None:

@@ -6,7 +6,8 @@
     python -m bench.run train --help                                       # an epoch of ours and of Keras fit
     python -m bench.run trained --help                                     # from the store to a trained model
     python -m bench.run devices --help                                     # one model, one process and several
-    python -m bench.run quality --help
+    python -m bench.run quality --help                                     # how good models are, beside the ceiling
+    python -m bench.run ablation --help                                    # which features and how many rows make it
     python -m bench.run imbalance --events 2e6
 
 Every measurement is a process of its own. Rounds go over all engines in turn, each round beginning with another one, so
@@ -285,6 +286,10 @@ def main(arguments: list[str] | None = None) -> int:
         from bench import imbalance
 
         return imbalance.main(arguments[1:])
+    if arguments[:1] == ["ablation"]:
+        from bench import ablation
+
+        return ablation.main(arguments[1:])
     if arguments[:1] == ["trained"]:
         from bench import trained
 

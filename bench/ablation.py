@@ -1,0 +1,189 @@
+"""python -m bench.run ablation: what a network's quality comes from: groups of features, and how many rows there are.
+
+On the logs, tables and hold-outs of bench/quality.py one kind of network is trained on everything; then once without
+each group of features; and on a half, a quarter and so on of the subscribers. What a group is worth beyond all the
+others is the difference; what more data would bring, the slope. Beside the ideal observer, as there; each seed is a
+process of its own, and what the JSON has is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import EventgrainError
+from pipeline.options import NETWORKS
+
+HERE = Path(__file__).parent
+SHARES = (0.5, 0.25, 0.125, 0.0625)  # of the subscribers
+EVERYTHING = "everything"
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+# -- one seed, in its own process ------------------------------------------------------------------------------------
+
+
+def measure(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
+    """A row for each client, variant and head."""
+    from bench.contest import contests
+
+    rows: list[dict[str, Any]] = []
+    for contest in contests(options, seed):
+        learned = contest.learned
+        variants: list[tuple[str, Any, Any]] = [(EVERYTHING, learned, None)]
+        variants += [(f"without {g}", learned, m) for g, m in groups(contest.table.spec, contest.settings).items()]
+        variants += [(f"{share:.4g} of the subscribers", some(contest.table, learned, share), None) for share in SHARES]
+        for name, given, ignored in variants:
+            p, about = contest.network(options.kind, given, ignored)
+            measured = contest.metrics(p)
+            about |= {"learned": len(given), "features": int(contest.table.X.shape[1] - np.sum(ignored or 0))}
+            found = [contest.row(name, head, m, about) for head, m in measured.items()]
+            for row in found:
+                row["of_ideal"] = row["expected_pr_auc"] / measured[row["head"]]["ideal"]["expected_pr_auc"]
+            say(f"    {name}: " + ", ".join(f"{r['head']} {r['of_ideal']:.1%}" for r in found))
+            rows += [{"seed": seed, **row} for row in found]
+    return rows
+
+
+def groups(spec: Any, config: Any) -> dict[str, list[bool]]:
+    """Group of features -> bool[F], the columns of X that go where it is left out; groups without any are not there."""
+    from pipeline.features.spec import FeatureSpec
+
+    found = {}
+    for group in config.features.groups:
+        others = [g for g in config.features.groups if g != group]
+        without = config.model_copy(update={"features": config.features.model_copy(update={"groups": others})})
+        left = {f.name for f in FeatureSpec.from_config(without, spec.kinds).features} if others else set()
+        found[group] = [f.name not in left and f.op != "context" for f in spec.features]
+    found["context"] = [f.op == "context" for f in spec.features]
+    return {group: columns for group, columns in found.items() if any(columns)}
+
+
+def some(table: Any, rows: Any, share: float) -> Any:
+    """The rows of a share of the subscribers, the same ones in every run and in every larger share."""
+    from pipeline.features.kernels import hashed_share
+
+    subscriber, _ = table.points(rows.index)
+    return rows.chosen(rows.index[hashed_share(np, share, 0, subscriber.view(np.uint64))])
+
+
+# -- all of them -----------------------------------------------------------------------------------------------------
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure the seeds that the JSON does not have; it is written after each."""
+    from bench.report import machine
+    from bench.run import write
+
+    report: dict[str, Any] = {"results": []}
+    if options.json.exists() and not options.fresh:
+        report = json.loads(options.json.read_text(encoding="utf-8"))
+    for seed in options.seeds:
+        if any(r["seed"] == seed for r in report["results"]):
+            continue
+        say(f"seed {seed}")
+        out = options.data / f"ablation-{options.events}-{seed}.json"
+        out.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "bench.ablation", "--seed", str(seed), "--json", str(out)]
+        for name in ("events", "clients", "kind", "data", "length"):
+            command += [f"--{name}", str(getattr(options, name))]
+        if subprocess.run([*command, *options.options], check=False).returncode:
+            raise SystemExit(f"bench.ablation: seed {seed} failed, see above")
+        found = json.loads(out.read_text(encoding="utf-8"))
+        out.unlink()
+        report = {
+            "machine": machine(),
+            "method": {name: getattr(options, name) for name in ("events", "kind", "clients", "options")},
+            "results": [*report["results"], *found],
+        }
+        report["means"] = means(report["results"])
+        write(report, options.json)
+    return report
+
+
+def means(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
+    """{variant: {head: share of the ideal's expected PR-AUC, mean over clients and seeds, and what is lost: the mean
+    difference to everything, and half its range over the seeds}}."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    seeds = sorted({r["seed"] for r in rows})
+
+    def mean(variant: str, head: str, seed: int) -> float:
+        mine = [r["of_ideal"] for r in rows if (r["model"], r["head"], r["seed"]) == (variant, head, seed)]
+        return statistics.fmean(mine)
+
+    for variant in dict.fromkeys(r["model"] for r in rows):
+        found[variant] = {}
+        for head in dict.fromkeys(r["head"] for r in rows):
+            shares = [mean(variant, head, seed) for seed in seeds]
+            lost = [mean(EVERYTHING, head, seed) - share for seed, share in zip(seeds, shares, strict=True)]
+            found[variant][head] = {
+                "of_ideal": statistics.fmean(shares),
+                "lost": statistics.fmean(lost),
+                "half_range": (max(lost) - min(lost)) / 2,
+            }
+    return found
+
+
+def table(report: dict[str, Any]) -> str:
+    """Each variant's share of the ideal, and in brackets what it is below everything."""
+    heads = list(report["means"][EVERYTHING])
+    lines = [f"{'share of the ideal (lost)':32}" + "".join(f"{head:>24}" for head in heads)]
+    for variant, by_head in report["means"].items():
+        cells = []
+        for head in heads:
+            m = by_head[head]
+            lost = "" if variant == EVERYTHING else f" ({-m['lost'] * 100:+.1f} ±{m['half_range'] * 100:.1f})"
+            cells.append(f"{m['of_ideal']:.1%}{lost}")
+        lines.append(f"{variant:32}" + "".join(f"{cell:>24}" for cell in cells))
+    return "\n".join(lines)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options; ``--seed`` is a child's."""
+    made = argparse.ArgumentParser(
+        "python -m bench.run ablation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("options", nargs="*", metavar="key=value", help="of the run's configuration, as model.epochs=10")
+    made.add_argument("--events", type=lambda t: int(float(t)), default=2_000_000, help="of each log, e.g. 5e6")
+    made.add_argument("--seeds", type=lambda t: [int(n) for n in t.split(",")], default=[1, 2, 3])
+    made.add_argument("--kind", choices=NETWORKS, default="dense")
+    made.add_argument("--clients", type=int, default=2, help="at most")
+    made.add_argument("--length", type=int, default=0, help="of the sequences")
+    made.add_argument("--data", type=Path, default=HERE / "data", help="where logs and stores are made and kept")
+    made.add_argument("--json", type=Path, help="by default bench/results/ablation-EVENTS.json")
+    made.add_argument("--fresh", action="store_true", help="measure again what the JSON has")
+    made.add_argument("--seed", type=int, help=argparse.SUPPRESS)
+    return made
+
+
+def main(arguments: list[str]) -> int:
+    from bench.run import short
+
+    options = parser().parse_intermixed_args(arguments)
+    options.data = options.data.resolve()
+    if options.seed is not None:
+        try:
+            found = measure(options, options.seed)
+        except EventgrainError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return error.exit_status
+        options.json.write_text(json.dumps(found), encoding="utf-8")
+        return 0
+    options.json = options.json or HERE / "results" / f"ablation-{short(options.events)}.json"
+    print(table(run(options)))
+    say(f"results: {options.json}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
