@@ -9,25 +9,17 @@ process of its own, and what the JSON has is not measured again.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline.errors import EventgrainError
+from bench import seeds
 from pipeline.options import NETWORKS
 
-HERE = Path(__file__).parent
 SHARES = (0.5, 0.25, 0.125, 0.0625)  # of the subscribers
 EVERYTHING = "everything"
-
-
-def say(text: str) -> None:
-    print(text, flush=True)
 
 
 # -- one seed, in its own process ------------------------------------------------------------------------------------
@@ -50,7 +42,7 @@ def measure(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
             found = [contest.row(name, head, m, about) for head, m in measured.items()]
             for row in found:
                 row["of_ideal"] = row["expected_pr_auc"] / measured[row["head"]]["ideal"]["expected_pr_auc"]
-            say(f"    {name}: " + ", ".join(f"{r['head']} {r['of_ideal']:.1%}" for r in found))
+            print(f"    {name}: " + ", ".join(f"{r['head']} {r['of_ideal']:.1%}" for r in found), flush=True)
             rows += [{"seed": seed, **row} for row in found]
     return rows
 
@@ -81,34 +73,12 @@ def some(table: Any, rows: Any, share: float) -> Any:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure the seeds that the JSON does not have; it is written after each."""
-    from bench.report import machine
-    from bench.run import write
+    """Measure the seeds that the JSON does not have."""
 
-    report: dict[str, Any] = {"results": []}
-    if options.json.exists() and not options.fresh:
-        report = json.loads(options.json.read_text(encoding="utf-8"))
-    for seed in options.seeds:
-        if any(r["seed"] == seed for r in report["results"]):
-            continue
-        say(f"seed {seed}")
-        out = options.data / f"ablation-{options.events}-{seed}.json"
-        out.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "bench.ablation", "--seed", str(seed), "--json", str(out)]
-        for name in ("events", "clients", "kind", "data", "length"):
-            command += [f"--{name}", str(getattr(options, name))]
-        if subprocess.run([*command, *options.options], check=False).returncode:
-            raise SystemExit(f"bench.ablation: seed {seed} failed, see above")
-        found = json.loads(out.read_text(encoding="utf-8"))
-        out.unlink()
-        report = {
-            "machine": machine(),
-            "method": {name: getattr(options, name) for name in ("events", "kind", "clients", "options")},
-            "results": [*report["results"], *found],
-        }
-        report["means"] = means(report["results"])
-        write(report, options.json)
-    return report
+    def missing(rows: list[dict[str, Any]], seed: int) -> list[str]:
+        return [] if any(r["seed"] == seed for r in rows) else [options.kind]
+
+    return seeds.measure_all("ablation", options, missing, lambda rows: {"means": means(rows)}, ("kind",))
 
 
 def means(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
@@ -149,40 +119,13 @@ def table(report: dict[str, Any]) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options; ``--seed`` is a child's."""
-    made = argparse.ArgumentParser(
-        "python -m bench.run ablation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    made.add_argument("options", nargs="*", metavar="key=value", help="of the run's configuration, as model.epochs=10")
-    made.add_argument("--events", type=lambda t: int(float(t)), default=2_000_000, help="of each log, e.g. 5e6")
-    made.add_argument("--seeds", type=lambda t: [int(n) for n in t.split(",")], default=[1, 2, 3])
+    made = seeds.parser("ablation", __doc__, 0)
     made.add_argument("--kind", choices=NETWORKS, default="dense")
-    made.add_argument("--clients", type=int, default=2, help="at most")
-    made.add_argument("--length", type=int, default=0, help="of the sequences")
-    made.add_argument("--data", type=Path, default=HERE / "data", help="where logs and stores are made and kept")
-    made.add_argument("--json", type=Path, help="by default bench/results/ablation-EVENTS.json")
-    made.add_argument("--fresh", action="store_true", help="measure again what the JSON has")
-    made.add_argument("--seed", type=int, help=argparse.SUPPRESS)
     return made
 
 
 def main(arguments: list[str]) -> int:
-    from bench.run import short
-
-    options = parser().parse_intermixed_args(arguments)
-    options.data = options.data.resolve()
-    if options.seed is not None:
-        try:
-            found = measure(options, options.seed)
-        except EventgrainError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return error.exit_status
-        options.json.write_text(json.dumps(found), encoding="utf-8")
-        return 0
-    options.json = options.json or HERE / "results" / f"ablation-{short(options.events)}.json"
-    print(table(run(options)))
-    say(f"results: {options.json}")
-    return 0
+    return seeds.main("ablation", parser().parse_intermixed_args(arguments), measure, run, table)
 
 
 if __name__ == "__main__":

@@ -20,74 +20,27 @@ of its own; what the JSON has is not measured again.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
-from bench.contest import CEILINGS
-from pipeline.errors import EventgrainError
+from bench import seeds
+from bench.contest import CEILINGS, measure
 from pipeline.options import NETWORKS
 
-HERE = Path(__file__).parent
 OTHERS = ("boosting", "regression", "base_rate")
 SHOWN = ("roc_auc", "pr_auc", "expected_pr_auc", "expected_over_observed", "top_decile", "seconds")
 
 
-def say(text: str) -> None:
-    print(text, flush=True)
-
-
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure what the JSON does not have yet; it is written after each seed."""
-    from bench.report import machine
-    from bench.run import write
+    """Measure what the JSON does not have yet."""
 
-    report: dict[str, Any] = {"results": []}
-    if options.json.exists() and not options.fresh:
-        report = json.loads(options.json.read_text(encoding="utf-8"))
-    for seed in options.seeds:
-        there = {r["model"] for r in report["results"] if r["seed"] == seed}
-        missing = [kind for kind in options.kinds if kind not in there]
-        if not missing:
-            continue
-        say(f"seed {seed}: {', '.join(missing)}")
-        found = [r for r in _child(options, seed, missing) if r["model"] not in there]
-        report = {
-            "machine": machine(),
-            "method": {name: getattr(options, name) for name in ("events", "length", "trials", "options")},
-            "results": [*report["results"], *found],
-        }
-        report["medians"] = medians(report["results"])
-        write(report, options.json)
-    return report
+    def missing(rows: list[dict[str, Any]], seed: int) -> list[str]:
+        there = {r["model"] for r in rows if r["seed"] == seed}
+        return [kind for kind in options.kinds if kind not in there]
 
-
-def _child(options: argparse.Namespace, seed: int, kinds: list[str]) -> list[dict[str, Any]]:
-    out = options.data / f"quality-{options.events}-{seed}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    command = [
-        sys.executable,
-        "-m",
-        "bench.quality",
-        "--seed",
-        str(seed),
-        "--json",
-        str(out),
-        "--data",
-        str(options.data),
-    ]
-    for name in ("events", "length", "trials", "clients"):
-        command += [f"--{name}", str(getattr(options, name))]
-    command += ["--kinds", ",".join(kinds), *options.options]
-    if subprocess.run(command, check=False).returncode:
-        raise SystemExit(f"bench.quality: seed {seed} failed, see above")
-    found: list[dict[str, Any]] = json.loads(out.read_text(encoding="utf-8"))
-    out.unlink()
-    return found
+    return seeds.measure_all("quality", options, missing, lambda rows: {"medians": medians(rows)}, ("kinds", "trials"))
 
 
 def medians(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
@@ -159,21 +112,9 @@ def table(report: dict[str, Any]) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options; ``--seed`` is a child's."""
-    made = argparse.ArgumentParser(
-        "python -m bench.run quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    made.add_argument("options", nargs="*", metavar="key=value", help="of the run's configuration, as model.epochs=10")
-    made.add_argument("--events", type=lambda t: int(float(t)), default=2_000_000, help="of each log, e.g. 5e6")
-    made.add_argument("--seeds", type=lambda t: [int(n) for n in t.split(",")], default=[1, 2, 3])
+    made = seeds.parser("quality", __doc__, 64)
     made.add_argument("--kinds", type=_kinds, default=[*NETWORKS, *OTHERS], help="comma-separated, auto too")
-    made.add_argument("--clients", type=int, default=2, help="at most")
-    made.add_argument("--length", type=int, default=64, help="of the sequences")
     made.add_argument("--trials", type=int, default=4, help="settings of boosting that are tried")
-    made.add_argument("--data", type=Path, default=HERE / "data", help="where logs and stores are made and kept")
-    made.add_argument("--json", type=Path, help="by default bench/results/quality-EVENTS.json")
-    made.add_argument("--fresh", action="store_true", help="measure again what the JSON has")
-    made.add_argument("--seed", type=int, help=argparse.SUPPRESS)
     return made
 
 
@@ -185,25 +126,7 @@ def _kinds(text: str) -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    from bench.run import short
-
-    options = parser().parse_intermixed_args(arguments)
-    options.data = options.data.resolve()
-    if options.seed is not None:
-        from bench.contest import measure
-
-        try:
-            found = measure(options, options.seed)
-        except EventgrainError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return error.exit_status
-        options.json.write_text(json.dumps(found), encoding="utf-8")
-        return 0
-    options.json = options.json or HERE / "results" / f"quality-{short(options.events)}.json"
-    report = run(options)
-    print(table(report))
-    say(f"results: {options.json}")
-    return 0
+    return seeds.main("quality", parser().parse_intermixed_args(arguments), measure, run, table)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -68,3 +69,21 @@ def test_what_is_lost_is_within_a_seed() -> None:
     said = ablation.table({"means": found})
     assert "77.5%" in said
     assert "74.5% (-3.0 ±2.0)" in said
+
+
+def test_every_variant_is_trained_and_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    every = ablation.groups
+    monkeypatch.setattr(ablation, "SHARES", (0.5,))
+    monkeypatch.setattr(ablation, "groups", lambda spec, config: {"recency": every(spec, config)["recency"]})
+    small = ["--events", "1e4", "--clients", "1", "--data", str(tmp_path)]
+    quick = ["model.epochs=1", "simulate.days=80", "split.validation=7d", "split.holdout=7d"]
+    rows = ablation.measure(ablation.parser().parse_intermixed_args([*small, *quick]), 1)
+    heads = {r["head"] for r in rows}
+    variants = [ablation.EVERYTHING, "without recency", "0.5 of the subscribers"]
+    assert [r["model"] for r in rows] == [name for name in variants for _ in heads]
+    everything, without, half = (r for r in rows if r["head"] == "open")
+    assert without["features"] < everything["features"] == half["features"]
+    assert 0.3 * everything["learned"] < half["learned"] < 0.7 * everything["learned"]
+    assert without["learned"] == everything["learned"]
+    assert all(0 < r["of_ideal"] < 1.5 for r in rows)
+    assert without["expected_pr_auc"] != everything["expected_pr_auc"]
