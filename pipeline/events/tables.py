@@ -126,7 +126,8 @@ class HostRows:
                     if name not in have:
                         kind = CATEGORY if name in CATEGORIES else schema.field(name).type
                         table = table.append_column(name, pa.nulls(table.num_rows, kind))
-                yield cls(table.select(columns))
+                # Files differ in which columns have nulls; to join them, all may.
+                yield cls(pa.table({name: table.column(name) for name in columns}))
 
     @classmethod
     def concat(cls, several: list[HostRows]) -> HostRows:

@@ -21,6 +21,7 @@ from pipeline.events.files import Place
 from pipeline.events.footers import footer_digest
 from pipeline.events.index import Groups
 from pipeline.events.schema import CATEGORY, client_folder, numpy_of
+from pipeline.events.signals import kernels
 from pipeline.events.sorting import key_bounds
 
 GROUP_ROWS = 10_000
@@ -82,7 +83,7 @@ def _writer_options(schema: pa.Schema, repeated: bool) -> dict[str, Any]:
     deltas = dict.fromkeys(numbers, "DELTA_BINARY_PACKED")
     plain = {"machine", "event_id", *deltas, *(() if repeated else ("subscriber", "subscriber_key"))}
     return {
-        "compression": {f.name: "zstd" if f.name in texts else "snappy" for f in schema},
+        "compression": {n: "zstd" if n in texts else "none" if n in deltas else "snappy" for n in schema.names},
         "use_dictionary": [f.name for f in schema if f.name not in plain],
         "column_encoding": deltas,
         "write_statistics": ["subscriber_key", "ts"],
@@ -92,11 +93,15 @@ def _writer_options(schema: pa.Schema, repeated: bool) -> dict[str, Any]:
 
 
 def _compact(codes: np.ndarray, dictionary: Any) -> Any:
-    """A dictionary array of only the entries in use, so that a row group does not repeat a batch's whole vocabulary."""
+    """A dictionary array of only the entries in use, so that a row group does not repeat a batch's whole vocabulary;
+    None where that would not halve it."""
     if len(dictionary) > 2 * len(codes):
         used, inverse = np.unique(codes, return_inverse=True)
         return pa.DictionaryArray.from_arrays(pa.array(inverse.astype(np.int32)), dictionary.take(pa.array(used)))
-    used = np.flatnonzero(np.bincount(codes, minlength=len(dictionary)))
+    counts = kernels().code_counts(codes, len(dictionary))
+    used = np.flatnonzero(counts)
+    if 2 * len(used) > len(dictionary):
+        return None
     number = np.zeros(len(dictionary), dtype=np.int32)
     number[used] = np.arange(len(used), dtype=np.int32)
     return pa.DictionaryArray.from_arrays(pa.array(number.take(codes)), dictionary.take(pa.array(used)))
@@ -106,7 +111,8 @@ def _slice(array: Any, first: int, rows: int) -> Any:
     part = array.slice(first, rows)
     if not pa.types.is_dictionary(part.type) or len(part.dictionary) <= 64 or part.indices.null_count:
         return part
-    return _compact(part.indices.to_numpy(), part.dictionary)
+    compact = _compact(part.indices.to_numpy(), part.dictionary)
+    return part if compact is None else compact
 
 
 def write_file(
@@ -135,36 +141,36 @@ def write_file(
     names = schema.names
     repeated = n >= REPEATED * (int(ordinal[-1]) + 1)
     categories = _dictionaries(rows) | ({"subscriber"} if repeated else set())
-    written = pa.schema([pa.field(f.name, CATEGORY) if f.name in categories else f for f in schema])
-    sink = pa.BufferOutputStream()
-    numbers: dict[str, list[int]] = {n: [] for n in ("group", "rows", "key_min", "key_max", "ts_min", "ts_max")}
+    columns = {"subscriber_key": pa.array(rows.key), "ts": pa.array(rows.ts).view(schema.field("ts").type)}
+    columns |= rows.columns
+    kinds = {n: CATEGORY if n in categories else schema.field(n).type for n in names}
+    some = {name for name, array in columns.items() if array.null_count}  # the others need no levels of definition
+    written = pa.schema([pa.field(n, kind, n in some) for n, kind in kinds.items()])
+    subscribers, sink = rows.subscribers.cast(pa.string()), pa.BufferOutputStream()
     with pq.ParquetWriter(sink, written, **_writer_options(schema, repeated)) as writer:
-        for group, (first, last) in enumerate(zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True)):
-            size = last - first
+        for first, last in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
             d0, d1 = int(ordinal[first]), int(ordinal[last - 1]) + 1
-            codes = pa.array(ordinal[first:last] - np.int32(d0))
-            ids = rows.subscribers.slice(d0, d1 - d0).cast(pa.string())
-            arrays = {"subscriber": pa.DictionaryArray.from_arrays(codes, ids) if repeated else ids.take(codes)}
-            arrays["subscriber_key"] = pa.array(rows.key[first:last])
-            ts = rows.ts[first:last]
-            arrays["ts"] = pa.array(ts).view(schema.field("ts").type)
-            for column, array in rows.columns.items():
-                arrays[column] = _slice(array, first, size)
-            writer.write_table(pa.Table.from_arrays([arrays[c] for c in names], schema=written), row_group_size=size)
-            facts = (group, size, rows.key[first], rows.key[last - 1], ts.min(), ts.max())
-            for column, fact in zip(numbers, facts, strict=True):
-                numbers[column].append(int(fact))
+            codes, ids = pa.array(ordinal[first:last] - np.int32(d0)), subscribers.slice(d0, d1 - d0)
+            arrays = {name: _slice(array, first, last - first) for name, array in columns.items()}
+            arrays["subscriber"] = pa.DictionaryArray.from_arrays(codes, ids) if repeated else ids.take(codes)
+            table = pa.Table.from_arrays([arrays[n] for n in names], schema=written)
+            writer.write_table(table, row_group_size=last - first)
     data = sink.getvalue()
     sha = hashlib.sha256(data).hexdigest()
     path = f"{client_folder(client)}/{name(sha[:12] + footer_digest(data))}"
     meta = pq.read_metadata(pa.BufferReader(data))
     sizes = [meta.row_group(g).total_byte_size for g in range(meta.num_row_groups)]
     place.write(path, data)
-    groups = Groups(
-        [path],
-        np.zeros(len(sizes), dtype=np.int64),
-        {"bytes": np.array(sizes, np.int64), **{k: np.array(v, np.int64) for k, v in numbers.items()}},
-    )
+    firsts, lasts = cuts[:-1], cuts[1:] - 1
+    numbers = {
+        "group": np.arange(len(sizes)),
+        "bytes": np.array(sizes, np.int64),
+        "rows": np.diff(cuts),
+        "key_min": rows.key[firsts],
+        "key_max": rows.key[lasts],
+        "ts_min": np.minimum.reduceat(rows.ts, firsts),
+        "ts_max": np.maximum.reduceat(rows.ts, firsts),
+    }
     entry = {
         "path": path,
         "client": client,
@@ -173,13 +179,13 @@ def write_file(
         "rows": n,
         "key_min": int(rows.key[0]),
         "key_max": int(rows.key[-1]),
-        "ts_min": int(rows.ts.min()),
-        "ts_max": int(rows.ts.max()),
-        "happened": int(np.minimum(rows.ts, _times(rows.columns["ingested_at"])).max()),
+        "ts_min": int(numbers["ts_min"].min()),
+        "ts_max": int(numbers["ts_max"].max()),
+        "happened": int(kernels().latest_happened(rows.ts, _times(rows.columns["ingested_at"]))),
         "kinds": _counts(rows.columns["event"]),
-        "machines": int(numpy_of(rows.columns["machine"], False).sum()),
+        "machines": int(rows.columns["machine"].true_count),
     }
-    return Written(entry, groups)
+    return Written(entry, Groups([path], np.zeros(len(sizes), dtype=np.int64), numbers))
 
 
 def _times(array: Any) -> np.ndarray:
@@ -190,7 +196,7 @@ def _counts(category: Any) -> dict[str, int]:
     """Rows of each value of a dictionary array."""
     names = category.dictionary.to_pylist()
     counts: dict[str, int] = {}
-    for name, count in zip(names, np.bincount(numpy_of(category.indices), minlength=len(names)).tolist(), strict=True):
+    for name, count in zip(names, kernels().code_counts(numpy_of(category.indices), len(names)).tolist(), strict=True):
         if count:
             counts[name] = counts.get(name, 0) + count
     return counts
