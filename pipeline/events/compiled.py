@@ -97,6 +97,47 @@ def hash_integers(values: Any, out: Any) -> None:
 
 
 @numba.njit(nogil=True, cache=True)
+def place_order(key: Any, owner: Any, owners: int, bits: int) -> Any:
+    """See :func:`pipeline.events.sorting.place_order`; the counts flat."""
+    n, several = len(key), len(owner) > 0
+    first, shift = u(1 << 63), u(63 - bits)  # shifted by one more apart, since by 64 is undefined
+    place, counts = np.empty(n, np.int32), np.zeros(owners << bits, np.int64)
+    for i in range(n):
+        place[i] = ((u(key[i]) ^ first) >> shift) >> u(1)
+        if several:
+            place[i] += np.int64(owner[i]) << bits
+        counts[place[i]] += 1
+    at = np.zeros(len(counts), np.int64)
+    for j in range(1, len(counts)):
+        at[j] = at[j - 1] + counts[j - 1]
+    order = np.empty(n, np.int64)
+    for i in range(n):
+        order[at[place[i]]] = i
+        at[place[i]] += 1
+    return order, counts
+
+
+@numba.njit(nogil=True, cache=True)
+def changes(key: Any, name: Any, order: Any) -> Any:
+    """See :func:`pipeline.events.sorting.changes`."""
+    n, count, other = len(key), 0, 0
+    last = name[order[0]] if n else name[0]
+    for i in range(n):
+        mine = name[order[i]]
+        if i == 0 or key[i] != key[i - 1]:
+            count += 1
+        elif mine != last and other == 0:
+            other = i
+        last = mine
+    begins, count = np.empty(count, np.int64), 0
+    for i in range(n):
+        if i == 0 or key[i] != key[i - 1]:
+            begins[count] = i
+            count += 1
+    return begins, other
+
+
+@numba.njit(nogil=True, cache=True)
 def small_sort(k: Any, t: Any, o: Any, lo: int, hi: int) -> None:
     for i in range(lo + 1, hi):
         ki, ti, oi = k[i], t[i], o[i]
@@ -237,7 +278,10 @@ def warm_up() -> float:
     text, ends = np.frombuffer(b"ab", np.uint8), np.frombuffer(np.array([0, 1, 2], np.int32).tobytes(), np.int32)
     key = np.zeros(2, np.int64)
     hash_texts(text, ends, np.uint64(0), np.empty(2, np.uint64))
+    place_order(key, key[:0].astype(np.int32), 1, 1)
     bucket_sort(key, key, np.uint64(0), np.uint64(63), 2)
+    for kind in (np.int32, np.int64):
+        changes(key, key.astype(kind), np.arange(2))
     merge(key, key, np.array([0, 1, 2], np.int64))
     compiled_signals.warm_up()
     return time.perf_counter() - began

@@ -14,7 +14,7 @@ from pipeline.events.prepare import readable
 from pipeline.events.quality import Rulebook, RuleResult
 from pipeline.events.ranges import BatchRows, PartRows, Range, Scratch
 from pipeline.events.schema import TIME
-from pipeline.events.sorting import settle, sort_order
+from pipeline.events.sorting import changes, settle, sort_order
 from pipeline.events.tables import collision, ranks
 from pipeline.events.volume import Past, Tally, tally
 from pipeline.events.writing import SortedRows
@@ -91,8 +91,8 @@ class Sorter:
             if len(dropped):
                 sorted_key, sorted_ts = backend.to_host(part_key[order]), backend.to_host(part_ts[order])
         final = backend.to_host(order)
-        change = _changes(rows, sorted_key, final, part.client)
-        subscribers = rows.take("subscriber", final[change])
+        begins = _begins(rows, sorted_key, final, part.client)
+        subscribers = rows.take("subscriber", final[begins])
         taken = {
             name: rows.take(name, final)
             for name in ("event", "event_id", "campaign", "provider", "value", *self.carried)
@@ -134,16 +134,14 @@ class Sorter:
         return self.book.found(rule, rows.numbers("ingested_at", places), examples)
 
 
-def _changes(rows: PartRows, key: np.ndarray, order: np.ndarray, client: str) -> np.ndarray:
+def _begins(rows: PartRows, key: np.ndarray, order: np.ndarray, client: str) -> np.ndarray:
     """Where each subscriber's rows begin among the sorted, int64[d].
 
     Raises:
         DataError: two subscribers have one key; names both.
     """
-    change = key[1:] != key[:-1]
-    name = rows.numbers(rows.name, order)
-    other = np.flatnonzero(~change & (name[1:] != name[:-1]))
-    if len(other):
-        one, two = rows.take("subscriber", order[other[0] : other[0] + 2]).to_pylist()
+    begins, other = changes(key, rows.integers(rows.name), order)
+    if other:
+        one, two = rows.take("subscriber", order[other - 1 : other + 1]).to_pylist()
         raise collision(client, one, two)
-    return np.concatenate([[0], np.flatnonzero(change) + 1])
+    return begins

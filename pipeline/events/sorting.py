@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.backend import Array, Backend
+from pipeline.backend import PANDAS, Array, Backend
 
 FIRST_KEY = -(2**63)
 
@@ -28,6 +28,45 @@ def bucket_of(key: Array, bits: int) -> Array:
         return key * 0
     xp_unsigned = key.view("uint64") ^ key.dtype.type(FIRST_KEY).view("uint64")
     return (xp_unsigned >> xp_unsigned.dtype.type(64 - bits)).view("int64")
+
+
+def place_order(key: np.ndarray, owner: np.ndarray | None, owners: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """The stable order of a file's rows by owner and by which of 2**bits key ranges they are in; on the host.
+
+    Args:
+        key: int64[n]; owner: int[n] below ``owners``, None where there is one.
+    Returns:
+        the order, int64[n], and how many rows are in each range of each owner, int64[owners, 2**bits].
+    """
+    if PANDAS.compiled:
+        from pipeline.events import compiled
+
+        nobody = np.empty(0, dtype=np.int32)
+        order, counts = compiled.place_order(key, nobody if owner is None else owner, owners, bits)
+    else:
+        place = bucket_of(key, bits)
+        place = place if owner is None else place + (owner.astype(np.int64) << bits)
+        order, counts = np.argsort(place, kind="stable"), np.bincount(place, minlength=owners << bits)
+    return order, counts.reshape(owners, -1)
+
+
+def changes(key: np.ndarray, name: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, int]:
+    """Where the rows of each key begin among the sorted; and a position whose name is not that of the row before it,
+    though the key is the same; 0 where there is none; on the host.
+
+    Args:
+        key: int64[n], sorted; name: int64[n] in the order before, of one subscriber each; order: int64[n].
+    Returns:
+        int64[d], and the position.
+    """
+    if PANDAS.compiled:
+        from pipeline.events import compiled
+
+        begins, other = compiled.changes(key, name, order)
+        return begins, int(other)
+    change, name = key[1:] != key[:-1], name[order]
+    other = np.flatnonzero(~change & (name[1:] != name[:-1]))
+    return np.concatenate([[0], np.flatnonzero(change) + 1]), int(other[0]) + 1 if len(other) else 0
 
 
 def sort_order(key: Array, ts: Array, backend: Backend) -> tuple[Array, Array, Array, bool]:
