@@ -3,7 +3,8 @@
 Measured (CPU, 20 million events, three columns): keys as a dictionary decode at a fifth of the cost of plain ones,
 times as delta-packed integers take 2 to 4 bytes less a row than plain at the same speed, and so do event ids that were
 counted up (random ones take what plain ones do). Categories come to the writer as codes and leave the reader as codes.
-Snappy everywhere but for long texts, which are worth Zstandard.
+Snappy everywhere but for long texts, which are worth Zstandard, and packed differences, which nothing makes smaller.
+Columns without nulls are required ones, file by file: levels of definition take a fifth of the time of writing.
 """
 
 from __future__ import annotations

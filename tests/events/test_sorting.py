@@ -11,8 +11,9 @@ import pytest
 import xxhash
 
 from pipeline.backend import PANDAS, Backend
+from pipeline.events import sorting
 from pipeline.events.hashing import hash_ids, hash_rows, second_hash
-from pipeline.events.sorting import bucket_of, key_bounds, merge_order, sort_order
+from pipeline.events.sorting import bucket_of, changes, key_bounds, merge_order, place_order, sort_order
 from pipeline.events.writing import group_bits, part_bits
 
 
@@ -71,6 +72,37 @@ def test_key_ranges() -> None:
         assert bucket_of(keys, bits).tolist() == [(int(k) + 2**63) >> (64 - bits) for k in keys]
     assert [group_bits(n) for n in (1, 50, 6400, 639_999, 640_000, 1_280_000, 10_000_000)] == [0, 1, 6, 6, 6, 7, 9]
     assert [part_bits(n) for n in (0, 1_500_000, 1_500_001, 10_000_000)] == [0, 0, 1, 3]
+
+
+@pytest.mark.parametrize("kernels", [PANDAS, Portable("pandas")], ids=["compiled", "portable"])
+@pytest.mark.parametrize("owners", [1, 3])
+def test_rows_by_owner_and_key_range(monkeypatch: pytest.MonkeyPatch, kernels: Backend, owners: int) -> None:
+    monkeypatch.setattr(sorting, "PANDAS", kernels)
+    rng = np.random.default_rng(2)
+    key = rng.choice([-(2**63), -1, 0, 2**62, 2**63 - 1, 12345], 300)
+    owner = rng.integers(0, owners, 300).astype(np.int32)
+    for bits in (0, 1, 5):
+        for n in (0, 1, 300):
+            order, counts = place_order(key[:n], owner[:n] if owners > 1 else None, owners, bits)
+            place = [(int(owner[i]) if owners > 1 else 0, (int(key[i]) + 2**63) >> (64 - bits)) for i in range(n)]
+            assert order.tolist() == sorted(range(n), key=lambda i: place[i])
+            assert counts.tolist() == [[place.count((o, r)) for r in range(1 << bits)] for o in range(owners)]
+
+
+@pytest.mark.parametrize("kernels", [PANDAS, Portable("pandas")], ids=["compiled", "portable"])
+def test_where_keys_begin_and_whether_two_names_have_one(monkeypatch: pytest.MonkeyPatch, kernels: Backend) -> None:
+    monkeypatch.setattr(sorting, "PANDAS", kernels)
+    rng = np.random.default_rng(3)
+    key = np.sort(rng.integers(-4, 5, 60))
+    order = rng.permutation(60)
+    name = np.empty(60, dtype=np.int32)
+    name[order] = key * 7
+    begins, other = changes(key, name, order)
+    assert begins.tolist() == [i for i in range(60) if i == 0 or key[i] != key[i - 1]]
+    assert other == 0
+    within = next(i for i in range(30, 60) if key[i] == key[i - 1])
+    name[order[within]] += 1
+    assert changes(key, name.astype(np.int64), order)[1] == within
 
 
 @pytest.mark.parametrize("kernels", [PANDAS, Portable("pandas")], ids=["compiled", "portable"])
