@@ -81,7 +81,7 @@ def canonical(
     """
     source, n, where = config.source, len(columns), columns.where
     assert source is not None  # ingest has checked
-    one = pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int32)), pa.array([source.client]))
+    one = pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int32)), pa.array([source.client]), safe=False)
     client = columns.category("client") if "client" in columns else one
     subscriber, event = columns.id("subscriber"), canonical_kinds(columns.category("event"), source.kinds)
     times = columns["ts"]

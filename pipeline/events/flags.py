@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from pipeline.events import signals
 from pipeline.events.quality import Rulebook
-from pipeline.events.schema import numpy_of
+from pipeline.events.schema import CATEGORY, numpy_of
 from pipeline.events.signals import (
     BURST,
     DISORDER,
@@ -162,6 +162,8 @@ def _judge(
 
 def _names(rows: np.ndarray, flags: np.ndarray, n: int, book: Rulebook) -> Any:
     """Arrow dictionary array[n] of the rules' names; ``rows``: int64[m], those with ``flags``, int32[m]."""
+    if not flags.any():
+        return pa.nulls(n, CATEGORY)
     distinct, inverse = np.unique(flags, return_inverse=True)
     texts = [",".join(n for i, n in enumerate(book.flags) if value >> i & 1) for value in distinct.tolist()]
     index = np.full(n, -1, dtype=np.int32)

@@ -73,7 +73,7 @@ class Sorter:
         """
         xp, backend, rows = self.backend.xp, self.backend, self.batch.rows(part, scratch)
         part_key, part_ts = backend.asarray(rows.key), backend.asarray(rows.ts)
-        order, key_in_order, ts_in_order, tied = sort_order(part_key, part_ts, backend)
+        order, key_in_order, ts_in_order, tied = sort_order(part_key, part_ts, backend, scratch.array)
         dropped = conflicting = np.empty(0, dtype=np.int64)
         sorted_key, sorted_ts = backend.to_host(key_in_order), backend.to_host(ts_in_order)
         if tied:

@@ -154,9 +154,8 @@ def readable(us: int) -> str:
 
 def _count_clients(prepared: Prepared, client: Any, rejected_by: np.ndarray) -> None:
     names = [n if n is not None else "" for n in client.dictionary.to_pylist()]
-    codes = numpy_of(client.indices, len(names))
-    total = np.bincount(codes, minlength=len(names) + 1)
-    bad = np.bincount(codes[rejected_by >= 0], minlength=len(names) + 1)
+    codes, count = numpy_of(client.indices, len(names)), kernels().code_counts
+    total, bad = count(codes, len(names) + 1), count(codes[rejected_by >= 0], len(names) + 1)
     for name, rows, rejected in zip([*names, ""], total.tolist(), bad.tolist(), strict=True):
         if rows:
             counts = prepared.per_client.setdefault(name, {"in": 0, "rejected": 0})

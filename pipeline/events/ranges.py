@@ -8,7 +8,7 @@ sorted. So no step handles a whole batch, and all steps run in parallel.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,7 +107,9 @@ def piece_of(table: Any, bits: int, blocks: Blocks, backend: Backend) -> Piece:
     piece = Piece(clients, ends, {}, {name: array.type for name, array in arrays.items()}, {})
     wide: dict[str, np.ndarray] = {}
     for name, array in arrays.items():
-        if pa.types.is_dictionary(array.type):
+        if pa.types.is_dictionary(array.type) and array.null_count == n:
+            wide[name], piece.words[name] = np.full(1, -1, dtype=np.int16), [None] * len(array.dictionary)
+        elif pa.types.is_dictionary(array.type):
             codes = numpy_of(array.indices, -1)
             used = kernels().code_counts(codes, len(array.dictionary)).tolist()
             wide[name] = codes.astype(np.int16) if len(used) < 2**15 else codes
@@ -177,6 +179,7 @@ class BatchRows:
 
     def __init__(self, pieces: list[Piece], bits: int) -> None:
         self._pieces, self._bits = pieces, bits
+        self._nothing: dict[pa.DataType, Any] = {}
         totals: dict[str, int] = {}
         ranges: dict[str, Any] = {}  # client -> rows of each of the 2**bits ranges
         for piece in pieces:
@@ -204,7 +207,14 @@ class BatchRows:
 
     def rows(self, part: Range, scratch: Scratch) -> PartRows:
         """A range's rows, in an order that the files alone decide."""
-        return PartRows(self._pieces, self._slices(part), self._vocabulary, scratch)
+        return PartRows(self._pieces, self._slices(part), self._vocabulary, scratch, self._nulls)
+
+    def _nulls(self, n: int, kind: pa.DataType) -> Any:
+        """An Arrow array[n] of nulls, a slice of one for all ranges."""
+        made = self._nothing.get(kind)
+        if made is None or len(made) < n:
+            made = self._nothing[kind] = pa.nulls(n, kind)
+        return made.slice(0, n)
 
     def _slices(self, part: Range) -> list[tuple[int, int] | None]:
         """For each piece, where the range's rows are in it."""
@@ -229,7 +239,9 @@ class PartRows:
         slices: list[tuple[int, int] | None],
         vocabulary: Mapping[str, tuple[Any, list[np.ndarray]]],
         scratch: Scratch,
+        nulls: Callable[[int, pa.DataType], Any] = pa.nulls,
     ) -> None:
+        self._nulls = nulls
         self._slices = [(i, p, *s) for i, (p, s) in enumerate(zip(pieces, slices, strict=True)) if s is not None]
         self._vocabulary, self._scratch = vocabulary, scratch
         self._rows = sum(last - first for _, _, first, last in self._slices)
@@ -241,14 +253,14 @@ class PartRows:
         """A column's values at some positions, int64[m], as an Arrow array[m]."""
         column = self._column(name)
         if isinstance(column, pa.DataType):
-            return pa.nulls(len(at), column)
+            return self._nulls(len(at), column)
         if not isinstance(column, np.ndarray):
             return column.take(pa.array(at))
         values = self.numbers(name, at)
         if name not in self._vocabulary:
             return pa.array(values).cast(self._slices[0][1].kinds[name])
         indices = pa.array(values, mask=values < 0) if len(values) and values.min() < 0 else pa.array(values)
-        return pa.DictionaryArray.from_arrays(indices, self._vocabulary[name][0])
+        return pa.DictionaryArray.from_arrays(indices, self._vocabulary[name][0], safe=False)
 
     def integers(self, name: str) -> np.ndarray:
         """A column of numbers without nulls, or a category's codes, [n]."""

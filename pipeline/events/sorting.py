@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -69,11 +70,13 @@ def changes(key: np.ndarray, name: np.ndarray, order: np.ndarray) -> tuple[np.nd
     return np.concatenate([[0], np.flatnonzero(change) + 1]), int(other[0]) + 1 if len(other) else 0
 
 
-def sort_order(key: Array, ts: Array, backend: Backend) -> tuple[Array, Array, Array, bool]:
+def sort_order(
+    key: Array, ts: Array, backend: Backend, empty: Callable[[int, Any], np.ndarray] = np.empty
+) -> tuple[Array, Array, Array, bool]:
     """The stable order of rows by ``(key, ts)``; linear in n for hashed keys.
 
     Args:
-        key, ts: int64[n].
+        key, ts: int64[n]; empty: from a length and a dtype to an array on the host that may be written to.
     Returns:
         the order, int64[n]; the keys and the times in that order; whether rows may tie in both.
     """
@@ -85,8 +88,9 @@ def sort_order(key: Array, ts: Array, backend: Backend) -> tuple[Array, Array, A
         span = max((high - low).bit_length(), 1)
         bits = min(max((n // 8).bit_length(), 1), span, 24)
         buckets = ((high - low) >> (span - bits)) + 1
-        order, key, ts, tied = compiled.bucket_sort(key, ts, np.uint64(low % 2**64), np.uint64(span - bits), buckets)
-        return order, key, ts, bool(tied)
+        made = empty(n, np.int64), empty(n, np.int64), empty(n, np.int64)
+        tied = compiled.bucket_sort(key, ts, np.uint64(low % 2**64), np.uint64(span - bits), buckets, *made)
+        return *made, bool(tied)
     order = lexsort([key, ts], backend)
     return order, key[order], ts[order], True
 

@@ -115,7 +115,8 @@ def test_ids_hash_as_the_reference(kernels: Backend, backend: Backend) -> None:
         assert hashed.tolist() == [xxhash.xxh64_intdigest(t.encode()) for t in texts[3:]]
     hashed = backend.to_host(second_hash(pa.array(texts), used)).view(np.uint64)
     assert hashed.tolist() == [xxhash.xxh64_intdigest(t.encode(), 1) for t in texts]
-    numbers = [0, -1, 2**63 - 1, -(2**63), *(rng.getrandbits(40) for _ in range(100))]
+    numbers = [-1, 2**63 - 1, -(2**63), *(rng.getrandbits(40) for _ in range(100))]
+    numbers += [10**k + d for k in range(18) for d in (-1, 0, rng.randrange(10**k))]
     hashed = backend.to_host(hash_ids(pa.array(numbers), used)).view(np.uint64)
     assert hashed.tolist() == [xxhash.xxh64_intdigest(str(n).encode()) for n in numbers]
 
