@@ -67,15 +67,20 @@ def describe(spec: FeatureSpec, context: ContextSpec | None, counts: Counts | No
     return replace(spec, features=(*spec.features, *features), context=context, absent=(*spec.absent, *lacking))
 
 
+def _trials(context: ContextSpec, name: str) -> float:
+    """The imagined deliveries that a client's rate of this name is smoothed with."""
+    return context.trials[[n for n, _ in context.rates].index(name)] if context.trials else SMOOTH_TRIALS
+
+
 def _feature(context: ContextSpec, level: str, rate: str, above: str, below: str, name: str, window: int) -> Feature:
     when = f"in the {format_duration(window)} before the midnight (client's time zone) before at"
     deliveries = f"({below})" if " - " in below else below
-    hits = f"({above})" if " + " in above else above
+    hits, trials = f"({above})" if " + " in above else above, _trials(context, name)
     if level == "client":
-        what = f"({hits} + {SMOOTH_HITS:g}) / ({deliveries} + {SMOOTH_TRIALS:g}) of the whole client, {when}"
+        what = f"({hits} + {SMOOTH_HITS:g}) / ({deliveries} + {trials:g}) of the whole client, {when}"
     elif level == "hour":
         what = (
-            f"({hits} in at's hour of the day + {SMOOTH_HITS:g}/24) / ({deliveries} at any hour + {SMOOTH_TRIALS:g}) "
+            f"({hits} in at's hour of the day + {SMOOTH_HITS:g}/24) / ({deliveries} at any hour + {trials:g}) "
             f"of the whole client, {when}"
         )
     else:
@@ -163,10 +168,10 @@ class Context:
             out[:, j] = self._rate(xp, sums, level, w, r, known)
 
     def _rate(self, xp: Any, sums: dict[str, Array], level: str, w: int, r: int, known: Array) -> Array:
-        below = xp.maximum(sums["client"][:, w, -1], 0.0)
+        below = xp.maximum(sums["client"][:, w, -1], 0.0) + _trials(self.spec, self.spec.rates[r][0])
         if level == "hour":
-            return (sums["hour"][:, w, r] + SMOOTH_HITS / 24) / (below + SMOOTH_TRIALS)
-        client = (sums["client"][:, w, r] + SMOOTH_HITS) / (below + SMOOTH_TRIALS)
+            return (sums["hour"][:, w, r] + SMOOTH_HITS / 24) / below
+        client = (sums["client"][:, w, r] + SMOOTH_HITS) / below
         if level == "client":
             return client
         below = xp.maximum(sums[level][:, w, -1], 0.0)

@@ -30,7 +30,8 @@ class ContextSpec:
     ``rates``: (name, kinds whose events are its numerator); ``exposure`` less ``bounces``: the deliveries below it;
     ``windows``: whole days, microseconds, ascending; ``levels``: of client, hour, provider, campaign; ``weight``:
     deliveries' worth of the client's own rate that a campaign's or provider's is smoothed with; ``masked``: share of
-    training rows whose campaign is taken as unknown.
+    training rows whose campaign is taken as unknown; ``trials``: of each rate, the deliveries of one imagined response
+    that a client's rate is smoothed with, SMOOTH_TRIALS where empty.
     """
 
     rates: tuple[tuple[str, tuple[str, ...]], ...]
@@ -40,6 +41,7 @@ class ContextSpec:
     levels: tuple[str, ...]
     weight: float = 100.0
     masked: float = 0.1
+    trials: tuple[float, ...] = ()
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ContextSpec:

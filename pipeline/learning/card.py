@@ -144,7 +144,19 @@ def _network(card: Mapping[str, Any], described: Mapping[str, Any]) -> str:
     training, architecture = card["training"], described.get("architecture") or {}
     facts = {name: value for name, value in architecture.items() if name != "heads" and value not in (None, [], (), {})}
     facts |= {"best epoch": training.get("best_epoch"), "batch": training.get("batch")}
-    return _list({name: str(value) for name, value in facts.items()})
+    return _list({name: str(value) for name, value in facts.items()} | _levels(described.get("levels") or {}))
+
+
+def _levels(levels: Mapping[str, Any]) -> dict[str, str]:
+    """How far a pooled model is moved to its clients' own levels, by outcome."""
+    found = {}
+    for name, credit in (levels.get("credit") or {}).items():
+        shifts = [mine[name] for mine in levels["shifts"].values() if name in mine]
+        found[f"level of {name}"] = (
+            f"its logit is moved for {len(shifts):,} clients, by {min(shifts):+.2f} to {max(shifts):+.2f}; one of "
+            f"{credit:,.0f} positives goes half of the way to its own, one without rows stays at that of all"
+        )
+    return found
 
 
 def _list(facts: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from pipeline.errors import ModelError
 from pipeline.learning import losses, models
 from pipeline.learning.calibration import Calibration, calibrate
 from pipeline.learning.labels import Label
+from pipeline.learning.levels import Levels
 from pipeline.learning.models import BLOCK, Architecture, Head, Network
 from pipeline.learning.resident import blocks, cut
 from pipeline.learning.rows import Rows, needed
@@ -38,7 +39,9 @@ class TrainedModel:
     batch: int = 0
     selection: dict[str, Any] | None = None
     calibration: dict[str, Calibration] = field(default_factory=dict)  # of binary heads, by name
-    _forward: Any = None
+    levels: Levels = field(default_factory=Levels)  # of the clients of a pooled model
+    shift: Mapping[str, float] = field(default_factory=dict)  # that of the client at hand, by head
+    _compiled: dict[str, Any] = field(default_factory=dict)  # shared by the clients of a pooled model
 
     @property
     def heads(self) -> tuple[Head, ...]:
@@ -87,9 +90,10 @@ class TrainedModel:
         for start, chosen in blocks(n, index, batch or self.network.block):
             inputs = {"features": tensor(aligned(X[chosen]))}
             inputs |= {name: tensor(aligned(array[chosen], array.dtype)) for name, array in taken.items()}
-            if self._forward is None:
-                self._forward = _forward(self.network, self.value_scale, self.correction, inputs, backend.on_gpu)
-            out[start : start + len(inputs["features"])] = to_array(self._forward(inputs), backend)
+            if not self._compiled:
+                forward = _forward(self.network, self.value_scale, self.correction, inputs, backend.on_gpu)
+                self._compiled["forward"] = forward
+            out[start : start + len(inputs["features"])] = to_array(self._compiled["forward"](inputs), backend)
         for h, label in enumerate(self.labels):
             if not label.learned:
                 out[:, h] = label.mean
@@ -97,7 +101,18 @@ class TrainedModel:
                 out[:, h] = backend.xp.minimum(out[:, h] * label.smear, 2 * label.log[2])
             elif self.heads[h].name in self.calibration:
                 out[:, h] = self.calibration[self.heads[h].name].apply(out[:, h])
+        self.move(out)
         return out
+
+    def of(self, client: str) -> TrainedModel:
+        """The same network, at one client's own level."""
+        return replace(self, shift=self.levels.of(client))
+
+    def move(self, p: Array) -> None:
+        """Move p, float32[m, H], to the level of the client at hand, in place."""
+        for h, (head, label) in enumerate(zip(self.heads, self.labels, strict=True)):
+            if label.learned and head.name in self.shift:
+                p[:, h] = Calibration("temperature", intercept=self.shift[head.name]).apply(p[:, h])
 
     def calibrate(self, rows: Rows, cluster: np.ndarray, at: np.ndarray, wanted: str) -> None:
         """Calibrate every learned binary head on rows later than those of training; see calibration.py.
@@ -125,6 +140,7 @@ class TrainedModel:
             "architecture": self.network.architecture.to_dict(),
             "labels": [asdict(label) for label in self.labels],
             "calibration": {name: found.to_dict() for name, found in self.calibration.items()},
+            "levels": self.levels.to_dict(),
         }
 
     def training(self) -> dict[str, Any]:
@@ -151,7 +167,8 @@ class TrainedModel:
         network = models.build(architecture)
         network.set_weights(weights)
         calibration = {n: Calibration.from_dict(c) for n, c in described.get("calibration", {}).items()}
-        return cls(network, labels, calibration=calibration, **training)
+        levels = Levels.from_dict(described["levels"]) if "levels" in described else Levels()
+        return cls(network, labels, calibration=calibration, levels=levels, **training)
 
 
 def _forward(network: Network, value_scale: Any, correct: Any, inputs: dict[str, Any], on_gpu: bool) -> Any:

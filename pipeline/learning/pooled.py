@@ -2,15 +2,16 @@
 
 Every client gives at most the same number of rows, so that large ones do not drown small ones: whole subscribers, those
 of its first key range, which is a hashed sample. Features are those that nearly all logs can give, and of the context
-only rates of the client and of the hour: no campaign, provider or client is known by name. The client's own level is in
-those rates.
+only rates of the client and of the hour: no campaign, provider or client is known by name. What its rates do not tell
+of a client's level is learned beside the network, as far as its rows tell (``levels.py``).
 """
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,13 +27,13 @@ from pipeline.features.context import define, describe
 from pipeline.features.preparation import context_of
 from pipeline.features.samples import HOLDOUT, TRAIN, VALIDATION, SampleRequest
 from pipeline.features.spec import FeatureSpec
-from pipeline.features.trailing import Counts
-from pipeline.learning import drift, gate, registry
+from pipeline.features.trailing import ContextSpec, Counts
+from pipeline.learning import drift, gate, levels, registry
+from pipeline.options import UNITS
 from pipeline.progress import Progress
 
 if TYPE_CHECKING:
     from pipeline.events.store import EventStore
-    from pipeline.learning.rows import Rows
 
 COMMON = 0.9  # share of all decision points whose clients have a kind of event, for it to be a feature
 LEVELS = ("client", "hour")
@@ -158,16 +159,19 @@ class Pool:
         """
         points = {client: self._points(client) for client in self.store.clients()}
         total = sum(points.values())
-        having: dict[str, int] = {}
+        having: Counter[str] = Counter()
+        events: Counter[str] = Counter()
         for client, count in points.items():
-            for kind in self.store.kinds(client):
-                having[kind] = having.get(kind, 0) + count
+            kinds = self.store.kinds(client)
+            having.update(dict.fromkeys(kinds, count))
+            events.update(kinds)
         spec = FeatureSpec.from_config(self.config, [k for k, count in having.items() if count >= COMMON * total > 0])
         wanted = define(self.config, spec)
         if wanted is None:
             return spec
         none = np.zeros(0, dtype=np.int64)
-        return describe(spec, replace(wanted, levels=LEVELS), Counts({}, {}, none, none, none))
+        wanted = replace(wanted, levels=LEVELS, trials=tuple(trials(wanted, events)))
+        return describe(spec, wanted, Counts({}, {}, none, none, none))
 
     def shares(self) -> dict[str, int]:
         """Client -> in how many key ranges its log is cut, of which the first is taken."""
@@ -204,10 +208,11 @@ class Pool:
         rows, valid, holdout = (select(table, split) for split in (TRAIN, VALIDATION, HOLDOUT))
         with Progress("train, all clients", len(rows) * config.model.epochs, "samples") as progress:
             model = train(rows, valid, heads_of(config), config.model, progress)
-        index = self.backend.to_host(valid.index)
-        at = table.points(valid.index)[1]
-        model.calibrate(valid, whose(table, slices)[index], at, config.model.calibration)
-        p = np.asarray(self.backend.to_host(model.predict(table.X)))
+        subscriber = whose(table, slices)
+        index, at = self.backend.to_host(valid.index), table.points(valid.index)[1]
+        model.calibrate(valid, subscriber[index], at, config.model.calibration)
+        model.levels = self._levels(model, table, slices, subscriber)
+        p = self._predict(model, table, slices)
         index = self.backend.to_host(holdout.index)
         y, mask, weight = (np.asarray(self.backend.to_host(holdout.take(n))) for n in ("y", "mask", "weight"))
         beside = baselines(model, rows, holdout, config.model.seed)
@@ -222,8 +227,7 @@ class Pool:
             notes=model.notes,
             calibration=model.calibration,
         )
-        subscriber = whose(table, slices)
-        champion = self._champion(table, holdout)
+        champion = self._champion(table, slices, index)
         verdict = gate.judge(
             config.gate,
             model.heads,
@@ -244,11 +248,35 @@ class Pool:
             model, spec, _ = registry.load_version(self.models, None, serving)
             if spec != table.spec:  # its numbers for these clients would need features of its own
                 return Pooled(named, verdict, metrics, model, table, {}, p, version, len(slices))
-            p = np.asarray(self.backend.to_host(model.predict(table.X)))
+            p = self._predict(model, table, slices)
         return Pooled(named, verdict, metrics, model, table, slices, p, version, len(slices))
 
-    def _champion(self, table: features.FeatureTable, holdout: Rows) -> gate.Champion | None:
-        """The pooled model in use on the same rows, where it takes the same features."""
+    def _predict(self, model: Any, table: features.FeatureTable, slices: dict[str, slice]) -> np.ndarray:
+        """Of every row, at the level of its client: float32[n, H]."""
+        p = np.array(self.backend.to_host(model.predict(table.X)))
+        for client, rows in slices.items():
+            model.of(client).move(p[rows])
+        return p
+
+    def _levels(
+        self, model: Any, table: features.FeatureTable, slices: dict[str, slice], subscriber: np.ndarray
+    ) -> levels.Levels:
+        """Of the clients, from the rows of training and validation."""
+        index = self.backend.xp.flatnonzero((table.split == TRAIN) | (table.split == VALIDATION))
+        arrays = (model.predict(table.X, index), *(a[index] for a in (table.y, table.mask, table.weight)), index)
+        p, y, mask, weight, rows = (np.asarray(self.backend.to_host(a)) for a in arrays)
+        client = np.repeat(np.arange(len(slices)), [mine.stop - mine.start for mine in slices.values()])[rows]
+        day = table.points(index)[1] // UNITS["d"]
+        _, day = np.unique(np.stack([client, day], axis=1), axis=0, return_inverse=True)
+        labels = enumerate(zip(model.heads, model.labels, strict=True))
+        heads = {head.name: h for h, (head, label) in labels if label.learned and head.kind == "binary"}
+        weight = np.where(mask > 0, weight[:, None], 0.0)
+        return levels.learn(p, y, weight, client, (subscriber[rows], day.reshape(-1)), list(slices), heads)
+
+    def _champion(
+        self, table: features.FeatureTable, slices: dict[str, slice], holdout: np.ndarray
+    ) -> gate.Champion | None:
+        """The pooled model in use on the same rows, ``holdout`` of the table, where it takes the same features."""
         version = None
         try:
             version = registry.current(self.models, None)
@@ -261,8 +289,7 @@ class Pool:
         names = [head.name for head in model.heads]
         if spec != table.spec or names != list(self.config.outcomes):
             return gate.Champion(version, learned, why_not={"": "it has other features or outcomes"})
-        p = np.asarray(self.backend.to_host(model.predict(holdout.X, holdout.index)), dtype=np.float64)
-        return gate.Champion(version, learned, p)
+        return gate.Champion(version, learned, self._predict(model, table, slices)[holdout].astype(np.float64))
 
     def _save(
         self,
@@ -296,6 +323,16 @@ def deciding(config: Config) -> list[str]:
     """The outcomes whose positives say whether a client can have a model of its own: what the rule turns on."""
     decide = config.decide
     return [decide.hold_when] if decide.hold_when else list(decide.reward) or list(config.outcomes)
+
+
+def trials(context: ContextSpec, events: Mapping[str, int]) -> list[float]:
+    """How many deliveries one response is of, all clients together: each rate's, a power of two, so that it stays.
+
+    A client of few deliveries then has about the rates of all clients, and not rates that no large one has.
+    """
+    deliveries = events.get(context.exposure, 0) - sum(events.get(kind, 0) for kind in context.bounces)
+    hits = [sum(events.get(kind, 0) for kind in kinds) for _, kinds in context.rates]
+    return [2.0 ** round(np.log2(max(deliveries, 1) / max(n, 1))) for n in hits]
 
 
 def water_level(sizes: list[int], budget: int) -> int:

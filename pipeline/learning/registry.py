@@ -271,7 +271,8 @@ def load_version(
         made = _restored(folder, card, contents)
         _LATEST.clear()
         _LATEST[key] = made
-    return *_LATEST[key], card
+    model, spec = _LATEST[key]
+    return model if client is None else model.of(client), spec, card
 
 
 # The model loaded last: thousands of clients may share one, and building a network takes longer than scoring with it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,6 +21,7 @@ from pipeline.learning import registry, selection
 from pipeline.learning import train as loop
 from pipeline.learning.client import train_client
 from pipeline.learning.data import training_data
+from pipeline.learning.levels import Levels
 from pipeline.learning.pooled import Pool, deciding, water_level, whose
 from pipeline.learning.snapshot import Snapshot, Training
 from pipeline.results import read
@@ -29,6 +31,7 @@ from tests.learning.logs import open_log
 TINY = {f"tiny {i:03d}": 6 for i in range(120)}
 BIG = {"big": 120}
 NEW = {"new": 12, "new and keen": 12}
+BARE = {"bare": 4}  # a week of sends and no answer
 
 
 REFUSING: dict[str, Any] = {"gate": {"entropy": 0.1}}
@@ -45,9 +48,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     levels = {name: float(level) for name, level in zip(TINY, np.linspace(-2.5, 0.5, len(TINY)), strict=True)}
     store, config = open_log(
         tmp_path_factory.mktemp("pooled"),
-        {**TINY, **BIG, **NEW},
-        {**levels, "new and keen": 0.5},
-        {"new": 84, "new and keen": 84},
+        {**TINY, **BIG, **NEW, **BARE},
+        {**levels, "new and keen": 0.5, "bare": -30.0},
+        {"new": 84, "new and keen": 84, "bare": 92},
     )
     calls: list[int] = []
     original = loop.train
@@ -77,16 +80,16 @@ def test_hundreds_of_tiny_clients_are_one_training(trained: dict[str, Any]) -> N
     assert len(registry.versions(trained["models"], None)) == 1
     named = f"@pooled/{registry.versions(trained['models'], None)[0]}"
     serving = trained["result"]["serving"]
-    assert {serving[client] for client in (*TINY, *NEW)} == {named}
+    assert {serving[client] for client in (*TINY, *NEW, *BARE)} == {named}
     assert serving["big"] == registry.versions(trained["models"], "big")[0]
     assert trained["result"]["gate"].keys() == {"big"}
-    assert trained["result"]["pooled"]["clients"] == len(TINY) + 3
+    assert trained["result"]["pooled"]["clients"] == len(TINY) + 4
     verdict = trained["result"]["pooled"]["gate"]
     assert verdict["accepted"]
     assert verdict["drift"]["judged"] > 5
     assert verdict["drift"]["drifted"] == {}
-    assert "122 clients with the pooled model" in trained["line"]
-    assert registry.intact(trained["models"], [*TINY, "big", *NEW])
+    assert "123 clients with the pooled model" in trained["line"]
+    assert registry.intact(trained["models"], [*TINY, "big", *NEW, *BARE])
 
 
 def test_decisions_name_the_pooled_model(trained: dict[str, Any]) -> None:
@@ -95,7 +98,7 @@ def test_decisions_name_the_pooled_model(trained: dict[str, Any]) -> None:
     versions = rows.groupby("client")["model_version"].unique()
     named = f"@pooled/{registry.versions(trained['models'], None)[0]}"
     assert {client: list(found) for client, found in versions.items()} == {
-        **{client: [named] for client in (*TINY, *NEW)},
+        **{client: [named] for client in (*TINY, *NEW, *BARE)},
         "big": registry.versions(trained["models"], "big"),
     }
     scored = rows[rows["client"] != "big"]
@@ -110,6 +113,51 @@ def test_a_new_client_gets_no_confident_nonsense(trained: dict[str, Any]) -> Non
         # No worse than a rate that is known to nobody at the time: that of all clients.
         assert metrics["log_loss"] < metrics["baselines"]["base_rate"]["log_loss"]
         assert 0.6 < metrics["expected_over_observed"] < 1.6
+
+
+def test_a_client_of_next_to_no_history_gets_nothing_confident(trained: dict[str, Any]) -> None:
+    """No answer of 13 sends tells little: a client of the base rate has as few one time in 30."""
+    rows = read(str(trained["models"].parent / "decisions"))
+    assert rows is not None
+    version = registry.versions(trained["models"], None)[0]
+    rate = registry.card(trained["models"], None, version)["metrics"]["open"]["base_rate"]
+    p = rows.loc[rows["client"] == "bare", "p_open"]
+    assert len(p) == 4
+    assert p.between(rate / 4, 2 * rate).all()
+
+
+def test_a_client_s_metrics_are_at_the_level_of_its_decisions(trained: dict[str, Any]) -> None:
+    version = f"@pooled/{registry.versions(trained['models'], None)[0]}"
+    plain, spec, _ = registry.load_version(trained["models"], None, version)
+    levels = Levels({"open": 9.0}, {"tiny 000": {"open": 0.5}, "tiny 119": {"open": -0.2}})
+    model = replace(plain, levels=levels)
+    pool = Pool(trained["store"], trained["config"], PANDAS, trained["store"].last_full_day, Path("unused"))
+    tables = [table for name in ("tiny 000", "tiny 119", "new") if (table := pool._table(name, spec, 1)) is not None]
+    stops = np.cumsum([0, *(len(table) for table in tables)]).tolist()
+    slices = {name: slice(*stops[i : i + 2]) for i, name in enumerate(("tiny 000", "tiny 119", "new"))}
+    found = pool._predict(model, features.concat(tables), slices)  # as the gate and metrics.json have it
+    for name, shift in (("tiny 000", 0.5), ("tiny 119", -0.2), ("new", 0.0)):
+        X = features.concat(tables).X[slices[name]]
+        before = plain.predict(X)[:, 0].astype(float)
+        odds = np.log(before / (1 - before)) + shift
+        np.testing.assert_allclose(found[slices[name], 0], 1 / (1 + np.exp(-odds)), rtol=1e-5)
+        np.testing.assert_allclose(model.of(name).predict(X), found[slices[name]], rtol=1e-6)  # as decisions have it
+
+
+def test_few_deliveries_have_about_the_rates_of_all_clients(trained: dict[str, Any]) -> None:
+    store, config = trained["store"], trained["config"]
+    version = registry.versions(trained["models"], None)[0]
+    spec = registry.specification(trained["models"], None, version)
+    assert spec.context is not None
+    sends, opens = (sum(store.kinds(client)[kind] for client in (*TINY, *BIG, *NEW)) for kind in ("send", "open"))
+    (given,) = spec.context.trials
+    assert given == 2 ** round(np.log2(sends / opens))
+    pool = Pool(store, config, PANDAS, store.last_full_day, Path("unused"))
+    table = pool._table("bare", spec, 1)
+    assert table is not None
+    first = np.argsort(table.points()[1], kind="stable")[0]
+    assert table.X[first, spec.index("client_open_rate_28d")] == pytest.approx(1 / given)
+    assert table.X[:, spec.index("client_open_rate_28d")].min() > 1 / (given + 4 * 8)
 
 
 def test_tiny_clients_of_any_level_are_served_better_than_by_their_base_rate(trained: dict[str, Any]) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from pipeline.config import Config, load
 from pipeline.errors import ModelError
 from pipeline.features.spec import FeatureSpec
 from pipeline.learning import registry
+from pipeline.learning.levels import Levels
 from pipeline.learning.model import TrainedModel
 from pipeline.learning.models import Head
 from pipeline.learning.train import train
@@ -242,3 +245,19 @@ def test_trainings_at_once_leave_whole_versions(tmp_path: Path, model: TrainedMo
         registry.load_version(tmp_path, "acme", version)
     assert registry.current(tmp_path, "acme") in versions
     assert [p.name for p in registry.client_dir(tmp_path, "acme").iterdir() if p.name.startswith(".")] == []
+
+
+def test_a_client_is_served_at_its_own_level(tmp_path: Path, model: TrainedModel) -> None:
+    levels = Levels({"a": 9.0, "b": 30.0}, {"one": {"a": 0.5, "b": 0.7}, "two": {"b": -0.4}})
+    learned = [model.labels[0], replace(model.labels[1], learned=True, note="")]
+    pooled = replace(model, levels=levels, labels=learned)
+    version = f"@pooled/{save(tmp_path, pooled, None)}"
+    plain = pooled.predict(DATA.rows.X)
+    assert "a" in pooled.notes  # has no model, so what is said of it moves nobody
+    for client, shift in (("one", 0.7), ("two", -0.4), ("new", 0.0), (None, 0.0)):
+        found = registry.load_version(tmp_path, client, version)[0].predict(DATA.rows.X)
+        odds = [math.log(p / (1 - p)) + shift for p in plain[:, 1].tolist()]
+        np.testing.assert_allclose(found[:, 1], [1 / (1 + math.exp(-x)) for x in odds], rtol=1e-5)
+        np.testing.assert_array_equal(found[:, 0], plain[:, 0])
+    text = (registry.version_dir(tmp_path, None, version) / "card.md").read_text()
+    assert "level of b: its logit is moved for 2 clients, by -0.40 to +0.70; one of 30 positives goes half" in text
