@@ -8,6 +8,7 @@
     python -m bench.run devices --help                                     # one model, one process and several
     python -m bench.run quality --help                                     # how good models are, beside the ceiling
     python -m bench.run ablation --help                                    # which features and how many rows make it
+    python -m bench.run small --help                                       # how well small clients are served
     python -m bench.run imbalance --events 2e6
 
 Every measurement is a process of its own. Rounds go over all engines in turn, each round beginning with another one, so
@@ -290,6 +291,10 @@ def main(arguments: list[str] | None = None) -> int:
         from bench import ablation
 
         return ablation.main(arguments[1:])
+    if arguments[:1] == ["small"]:
+        from bench import small
+
+        return small.main(arguments[1:])
     if arguments[:1] == ["trained"]:
         from bench import trained
 

@@ -139,6 +139,8 @@ class Simulate(Section):
 
     events: Annotated[int, Field(ge=1000)] = 2_000_000
     clients: Annotated[int, Field(ge=1)] = 2
+    ratio: Annotated[float, Field(gt=0, le=1)] | None = None  # of a client's events to those of the one before; 0.43
+    variety: Annotated[float, Field(ge=0)] | None = None  # deviation of clients' levels of opening and leaving; small
     days: Annotated[int, Field(ge=1)] = 180
     start: dt.date = dt.date(2026, 5, 1)
     seed: int = 1

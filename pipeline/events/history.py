@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,9 @@ def make_world(settings: options.Simulate, parameters: Parameters | None = None)
             f"simulate asks for {settings.clients:,} clients and {settings.days:,} days: at most {MAX_CLIENTS:,} and "
             f"{MAX_DAYS:,} are possible (event ids hold no more)"
         )
-    clients = tuple(make_client(settings.seed, i, settings.start) for i in range(settings.clients))
-    weights = np.power(0.43, np.arange(settings.clients))  # two clients: 70% and 30% of the events
+    clients = tuple(_client(settings, i) for i in range(settings.clients))
+    ratio = 0.43 if settings.ratio is None else settings.ratio  # two clients: 70% and 30% of the events
+    weights = np.power(ratio, np.arange(settings.clients))
     per_send = EVENTS_PER_SEND + 4.5 * rates["scanner"] + rates["machine_open"]
     per_send += ANOMALY_OPENS * rates["anomaly"] / len(PROVIDERS) / settings.days
     initial = []
@@ -63,6 +65,15 @@ def make_world(settings: options.Simulate, parameters: Parameters | None = None)
         who = int(draws.uniform(key, 10_000 + i)[0] * initial[0])
         purges[who] = int(settings.days * (0.55 + 0.2 * draws.uniform(key, 20_000 + i)[0]))
     return World(parameters or Parameters(), clients, tuple(initial), rates, anomalies, purges)
+
+
+def _client(settings: options.Simulate, index: int) -> ClientWorld:
+    """A client, with levels of its own where they are to vary."""
+    client = make_client(settings.seed, index, settings.start)
+    if settings.variety is None:
+        return client
+    opening, leaving = (settings.variety * draws.normal(np.array([client.key], np.uint64), n)[0] for n in (10, 12))
+    return replace(client, open_client=client.open_client + opening, leave_client=client.leave_client + leaving)
 
 
 def _sends_per_subscriber(client: ClientWorld, days: int) -> float:
