@@ -204,9 +204,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure the seeds that the JSON does not have."""
 
     def missing(rows: list[dict[str, Any]], seed: int) -> list[str]:
-        return [] if any(r["seed"] == seed for r in rows) else [str(options.variety)]
+        return [] if any(r["seed"] == seed for r in rows) else [str(options.clients)]
 
-    return seeds.measure_all("small", options, missing, lambda rows: {"summary": summary(rows)}, ("variety", "ratio"))
+    given = ("clients", "ratio", "variety")
+    return seeds.measure_all("small", options, missing, lambda rows: {"summary": summary(rows)}, given)
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
