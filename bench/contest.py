@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,8 @@ def contests(options: argparse.Namespace, seed: int) -> Iterator[Contest]:
     from pipeline.backend import choose
     from pipeline.demo import with_source
     from pipeline.events.store import EventStore
+    from pipeline.learning.snapshot import Snapshot, Training
+    from pipeline.stages import end_of_data
 
     home = str(options.data / f"quality-{options.events}")
     changes = [f"name=seed-{seed}", f"runs={home}", f"simulate.events={options.events}", f"simulate.seed={seed}"]
@@ -38,23 +42,30 @@ def contests(options: argparse.Namespace, seed: int) -> Iterator[Contest]:
     invocation.run(settings, "rollup")
     settings = with_source(settings)
     store = EventStore(settings.store_uri, choose(settings.backend))
-    for client in store.clients()[: options.clients]:
-        yield Contest(store, client, settings, options)
+    snapshot, rollups = Snapshot.of(store, settings), settings.run_dir / "rollups"
+    with tempfile.TemporaryDirectory() as models:  # so that nothing of an earlier measurement is taken
+        trainings = [
+            Training(snapshot, client, end_of_data(settings, store, client), Path(models), rollups)
+            for client in store.clients()[: options.clients]
+        ]
+        for training in trainings:
+            yield Contest(training, trainings, options)
 
 
 class Contest:
     """One client's table, what contestants learn from it, and how they are measured."""
 
-    def __init__(self, store: Any, client: str, settings: Any, options: argparse.Namespace) -> None:
+    def __init__(self, training: Any, trainings: Sequence[Any], options: argparse.Namespace) -> None:
+        """Args: training: this client's; trainings: of all that pretraining is for."""
         from pipeline.features.samples import HOLDOUT, TRAIN, VALIDATION
         from pipeline.learning.data import training_data
         from pipeline.learning.models import heads_of
         from pipeline.learning.rows import select
-        from pipeline.stages import end_of_data
 
+        store, client, settings = training.store, training.client, training.config
         self.client, self.settings, self.options, self.backend = client, settings, options, store.backend
-        began, as_of = time.perf_counter(), end_of_data(settings, store, client)
-        data = training_data(store, client, settings, self.backend, as_of, settings.run_dir / "rollups")
+        self.trainings, began = trainings, time.perf_counter()
+        data = training_data(store, client, settings, self.backend, training.as_of, training.rollups)
         self.table = data.whole
         self.learned, self.valid, self.holdout = (select(self.table, s) for s in (TRAIN, VALIDATION, HOLDOUT))
         self.heads, seconds = heads_of(settings), time.perf_counter() - began
@@ -83,16 +94,21 @@ class Contest:
 
         Args:
             learned: the rows that it learns from; all of the training's where None. without: bool[F], the features that
-            it does not get.
+            it does not get. With either it learns from this client alone.
         """
         from pipeline.learning.clocks import clocks
+        from pipeline.learning.pretraining import pretrain
         from pipeline.learning.selection import train_selected
 
         settings = self.settings.model.model_copy(update={"kind": kind})
+        pretrained = None
+        if learned is None and without is None:
+            pretrained = pretrain(self.trainings, self.settings.model_copy(update={"model": settings}))
+        start = None if pretrained is None else pretrained.start(self.table.spec.names)
         spec = self.table.spec.sequences
         ignored = clocks(self.table) if without is None else clocks(self.table) | np.asarray(without)
         learned = self.learned if learned is None else learned
-        model = train_selected(learned, self.valid, self.heads, settings, sequences=spec, ignored=ignored)
+        model = train_selected(learned, self.valid, self.heads, settings, sequences=spec, ignored=ignored, start=start)
         p = model.predict(self.table.X, self.holdout.index, sequences=self.table.sequences)
         about: dict[str, Any] = {"epochs": len(model.history), "samples_per_second": round(model.samples_per_second)}
         if model.selection is not None:

@@ -1,7 +1,8 @@
 """python -m bench.run quality: how good each kind of model is, beside what a user would pick instead and the ceiling.
 
 For each seed a log is simulated and ingested, the training table is made once, and every contestant learns from the
-same rows and is measured on the same hold-out in time:
+same rows and is measured on the same hold-out in time. Networks of features are trained as the product does, so they
+begin from one that has seen all clients' rows; ``model.pretrain=false`` leaves them each client's alone, as the others.
 
     logistic, dense, recurrent, attention, combined     our networks (pipeline/learning/networks)
     boosting     scikit-learn's HistGradientBoosting on the same features, a model a head; settings searched at random

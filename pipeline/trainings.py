@@ -8,10 +8,12 @@ process, since they share it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline import extensions
 from pipeline.errors import ConfigError, EventgrainError, ModelError, TooLittleError
+from pipeline.learning.pretraining import pretrain, settings_of
 from pipeline.learning.snapshot import Snapshot, Training
 from pipeline.progress import say
 from pipeline.rundir import TUNE
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 def trainings(context: Context, pool: Pool | None) -> Iterator[tuple[str, ClientModel | Exception]]:
     """Each client with its model, or what stood in the way of it: in order, or as they end."""
-    wanted = [_training(context, client) for client in context.store.clients()]
+    wanted = _begun(context, pool, [_training(context, client) for client in context.store.clients()])
     if _apart(context):
         yield from _side_by_side(context, pool, wanted)
         return
@@ -65,6 +67,27 @@ def _training(context: Context, client: str) -> Training:
     config, tuned = _settings(context, client)
     models, rollups = context.run.path / "models", context.run.path / "rollups"
     return Training(Snapshot.of(context.store, config), client, context.as_of(client), models, rollups, tuned)
+
+
+def _begun(context: Context, pool: Pool | None, wanted: list[Training]) -> list[Training]:
+    """The trainings with what they begin from, which learns from the clients that are to have models of their own.
+
+    With settings that tune found, a training begins from fresh weights, as the trial did that it is to repeat.
+    """
+    own = [training for training in wanted if pool is None or not pool.wanted(training.client)]
+    if settings_of(context.config) is None or all(training.tuned for training in own):
+        return wanted
+    if not _apart(context):
+        found: Any = pretrain(own, context.config)
+    else:
+        from cluster.workers import Workers
+
+        workers = Workers(context.cluster.client)
+        workers.add("all clients", pretrain, [training.absolute() for training in own], context.config)
+        ((_, found),) = workers.results()
+        if isinstance(found, Exception):
+            raise _died(found)
+    return [training if training.tuned else replace(training, pretrained=found) for training in wanted]
 
 
 def _here(context: Context, pool: Pool | None, training: Training) -> ClientModel | EventgrainError:

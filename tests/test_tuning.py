@@ -151,6 +151,8 @@ def test_clients_side_by_side_get_the_models_that_they_get_one_after_the_other(
     assert "3 clients, 2 side by side, each in a process of its own" in said
     assert weights(one) == weights(two)
     assert sorted(weights(one)) == ["acme", "globex"]
+    for folder in (one, two):  # they began from the same network
+        assert len(list((folder / "runs" / "test" / "models" / "@pretrained").iterdir())) == 1
     left = [json.loads((folder / "runs" / "test" / "metrics.json").read_text()) for folder in (one, two)]
     assert left[0]["models"] == left[1]["models"]
     assert left[0]["untrained"] == left[1]["untrained"]

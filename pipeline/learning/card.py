@@ -97,8 +97,19 @@ def _data(card: Mapping[str, Any], spec: FeatureSpec, config: Config) -> str:
         "features": f"{len(spec)}: " + ", ".join(f"{n} {op}" for op, n in groups.items()) + " (all in spec.json)",
         "sequences": f"the last {spec.sequences.length} events" if spec.sequences is not None else None,
         "clients": card.get("clients"),
+        "pretraining": _began(card["training"].get("start")),
     }
     return _list(facts) + "".join(f"\n- without {_safe(lacking)}" for lacking in spec.absent)
+
+
+def _began(start: Mapping[str, Any] | None) -> str | None:
+    """What the training began from, where that was not fresh weights."""
+    if not start:
+        return None
+    return (
+        f"training began from a network that had learned from {start['rows']:,} rows of {start['clients']:,} clients "
+        f"together (SHA-256 of its weights: {start['sha256'][:16]}); `model.pretrain` switches that off"
+    )
 
 
 def _quality(card: Mapping[str, Any]) -> str:

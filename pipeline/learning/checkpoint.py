@@ -59,6 +59,10 @@ class Checkpoint:
             return None
         return arrays, state
 
+    def beside(self, name: str) -> Checkpoint:
+        """That of another training for the same end, in a file of its own."""
+        return Checkpoint(self.path.with_name(f"{self.path.name}-{name}"), self.every, self.strict)
+
     def due(self) -> bool:
         """Whether it is time to write again."""
         return time.monotonic() - self._written >= self.every

@@ -157,10 +157,11 @@ def _trained(training: Training, data: TrainingData, cluster: Any, ignored: np.n
     from pipeline.learning.share import ClientTraining
 
     client, config, backend = training.client, training.config, training.backend
+    start = training.start(data.table.spec.names)
     rows, valid = (select(data.table, split) for split in (TRAIN, VALIDATION))
     devices, kept = Devices.of(config, backend, cluster, data.rows), unfinished(training.models, client)
     place = (training.store.uri, training.store.version(), client)
-    work = partial(ClientTraining, *place, config, data.recipe, kept, backend.on_gpu, ignored)
+    work = partial(ClientTraining, *place, config, data.recipe, kept, backend.on_gpu, ignored, start)
     with Progress(f"train {client}", data.rows * config.model.epochs, "samples") as progress:
         model = train_selected(
             data.chunks or rows,
@@ -173,6 +174,7 @@ def _trained(training: Training, data: TrainingData, cluster: Any, ignored: np.n
             checkpoint=Checkpoint(kept, config.model.checkpoint / SECOND, strict=False),
             found=data.found,
             ignored=ignored,
+            start=start,
             elsewhere=devices.trainer(work, progress),
         )
     return model, devices.note
@@ -260,7 +262,7 @@ def _said(model: TrainedModel, metrics: dict[str, Any]) -> str:
     """What came of a training, in a line."""
     from pipeline.learning.selection import selected
 
-    said = f"{model.network.architecture.kind}, best epoch {model.best_epoch}, "
+    said = f"{model.network.architecture.kind}, {'pretrained, ' if model.start else ''}best epoch {model.best_epoch}, "
     said += f"{model.samples_per_second:,.0f} samples/s; " + "; ".join(_headline(n, m) for n, m in metrics.items())
     return said if model.selection is None else f"{said}; {selected(model.selection)}"
 

@@ -38,6 +38,7 @@ MEMORY_SHARE = 0.4  # of what is free; joining the ranges' tables holds them twi
 AT_ONCE = 8  # chunks' worth of memory, measured: one that trains, the next while it is made and joined, what stays
 SMALL = 200_000  # events, which one core goes through in less than a second
 GPU_THREADS = 2  # one range is read while another is computed; more only want more device memory
+FINEST = 16  # key ranges at least, of which some are taken
 SAMPLE = 200_000  # training rows that stay where the others come and go
 
 
@@ -48,6 +49,10 @@ class Recipe:
     spec: FeatureSpec
     request: SampleRequest
     context: Context | None
+
+    def tasks(self, store: EventStore, client: str, partitions: int | None) -> list[Any]:
+        """A delayed FeatureTable for each of so many key ranges; as many as the store thinks where None."""
+        return features.feature_tables(store, client, self.spec, self.request, partitions, self.context)
 
 
 @dataclass(frozen=True)
@@ -93,28 +98,52 @@ def training_data(
     Raises:
         TooLittleError: no decision point is left.
     """
-    request = SampleRequest.from_config(config, client, as_of, "train")
-    known_rollups = preparation.hourly(rollups, client)
     partitions = config.partitions or ranges(store, client, backend)
-    spec, known = preparation.specify(store, client, config, request, known_rollups, partitions)
-    at_once = chunk_rows(config, backend, features.row_bytes(spec, len(config.outcomes)))
+    recipe = recipe_of(store, client, config, backend, as_of, rollups)
+    at_once = chunk_rows(config, backend, features.row_bytes(recipe.spec, len(config.outcomes)))
     points = points_of(store, client, config)
-    recipe = Recipe(spec, request, known)
     if points <= at_once.resident:
-        tasks = features.feature_tables(store, client, spec, request, partitions, known)
-        with Progress(f"features {client}", len(tasks), "key ranges") as progress:
-            table = features.concat(compute(tasks, backend, progress))
+        table = _table(recipe.tasks(store, client, partitions), client, backend)
         rows = int((table.split == TRAIN).sum())
         if not rows:
             raise TooLittleError(_too_short(store, client, config, as_of))
         return TrainingData(table, len(table), rows, recipe)
     count = math.ceil(points / at_once.chunk)
     width = GPU_THREADS if backend.on_gpu else len(os.sched_getaffinity(0))
-    tasks = features.feature_tables(store, client, spec, request, max(count * width, partitions or 1), known)
+    tasks = recipe.tasks(store, client, max(count * width, partitions or 1))
     try:
         return _chunked(tasks, count, client, config, backend, at_once.chunk, recipe)
     except ModelError:  # no chunk has training rows
         raise TooLittleError(_too_short(store, client, config, as_of)) from None
+
+
+def recipe_of(
+    store: EventStore, client: str, config: Config, backend: Backend, as_of: int, rollups: Path | None = None
+) -> Recipe:
+    """What a client's rows are made by. Args: as :func:`training_data`."""
+    request = SampleRequest.from_config(config, client, as_of, "train")
+    partitions = config.partitions or ranges(store, client, backend)
+    known = preparation.hourly(rollups, client)
+    spec, context = preparation.specify(store, client, config, request, known, partitions)
+    return Recipe(spec, request, context)
+
+
+def some_of(
+    store: EventStore, client: str, config: Config, backend: Backend, recipe: Recipe, points: int
+) -> FeatureTable:
+    """About so many of a client's decision points: those of its first key ranges, whole subscribers."""
+    there = max(points_of(store, client, config), 1)
+    partitions = config.partitions or ranges(store, client, backend) or 1
+    if points < there:
+        partitions = max(partitions, FINEST, math.ceil(there / points))
+    tasks = recipe.tasks(store, client, partitions)
+    taken = tasks if points >= there else tasks[: max(len(tasks) * points // there, 1)]
+    return _table(taken, client, backend)
+
+
+def _table(tasks: list[Any], client: str, backend: Backend) -> FeatureTable:
+    with Progress(f"features {client}", len(tasks), "key ranges") as progress:
+        return features.concat(compute(tasks, backend, progress))
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ class TrainedModel:
     """A network, what it was taught, and how that went.
 
     ``history``: one dict an epoch: loss, validation, seconds. ``selection``: what ``model.kind: auto`` tried, see
-    ``selection.py``; None where the kind was given.
+    ``selection.py``; None where the kind was given. ``start``: what is known of the weights that the training began
+    from, see ``start.py``; None where they were fresh.
     """
 
     network: Network
@@ -38,6 +39,7 @@ class TrainedModel:
     samples_per_second: float = 0.0
     batch: int = 0
     selection: dict[str, Any] | None = None
+    start: dict[str, Any] | None = None
     calibration: dict[str, Calibration] = field(default_factory=dict)  # of binary heads, by name
     levels: Levels = field(default_factory=Levels)  # of the clients of a pooled model
     shift: Mapping[str, float] = field(default_factory=dict)  # that of the client at hand, by head
@@ -145,7 +147,7 @@ class TrainedModel:
 
     def training(self) -> dict[str, Any]:
         """How the training went, as plain values."""
-        names = ("seconds", "samples_per_second", "batch", "best_epoch", "history", "selection")
+        names = ("seconds", "samples_per_second", "batch", "best_epoch", "history", "selection", "start")
         return {name: getattr(self, name) for name in names}
 
     @classmethod

@@ -170,6 +170,15 @@ class Network:
         """A Keras model each, float32[n, W]; the body itself where there is one."""
         return networks.members(self.architecture, self.body)
 
+    @property
+    def reading(self) -> tuple[str, ...]:
+        """The names of those weights whose rows are features: kernels of layers that take these and nothing else."""
+        kernels = []
+        for member in self.members:
+            features = next(x for x in member.inputs if x.name == "features")
+            kernels += [layer.kernel for layer in member.layers if layer.weights and layer.input is features]
+        return tuple(name for name, variable in self._named() if any(variable is kernel for kernel in kernels))
+
     def weights(self) -> dict[str, np.ndarray]:
         """Every weight by a name of our own (layer/weight), float32."""
         return {name: variable.numpy() for name, variable in self._named()}

@@ -19,6 +19,7 @@ from pipeline.learning.model import TrainedModel
 from pipeline.learning.models import Head
 from pipeline.learning.networks import KINDS, SEQUENTIAL
 from pipeline.learning.rows import Rows, Table, as_rows
+from pipeline.learning.start import Start
 from pipeline.learning.train import train
 
 EPOCHS = 4  # that the budget is spread over at least; fewer rows rather than fewer epochs
@@ -37,6 +38,7 @@ def train_selected(
     checkpoint: Checkpoint | None = None,
     found: Survey | None = None,
     ignored: np.ndarray | None = None,
+    start: Start | None = None,
     elsewhere: Callable[[options.Model], TrainedModel] | None = None,
 ) -> TrainedModel:
     """As ``train``, of the kind that :func:`select` finds best where ``settings.kind`` is auto.
@@ -54,7 +56,16 @@ def train_selected(
         model = elsewhere(settings)
     else:
         model = train(
-            rows, valid, heads, settings, progress, sequences, checkpoint=checkpoint, found=found, ignored=ignored
+            rows,
+            valid,
+            heads,
+            settings,
+            progress,
+            sequences,
+            checkpoint=checkpoint,
+            found=found,
+            ignored=ignored,
+            start=start,
         )
     model.selection = selection
     return model

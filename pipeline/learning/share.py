@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pipeline.learning.chunks import Chunks, Survey
     from pipeline.learning.group import Group
     from pipeline.learning.rows import Rows
+    from pipeline.learning.start import Start
 
 FINEST = 8  # key ranges of a member at least, so that shares of rows can be cut evenly
 
@@ -40,6 +41,7 @@ class ClientTraining:
 
     ``store``, ``version``: its URI and snapshot. ``settings``: with the kind of network decided. ``checkpoint``: the
     file, in a directory that the first member sees. ``ignored``: bool[F], features that the network does not look at.
+    ``start``: what the training begins from.
     """
 
     store: str
@@ -50,6 +52,7 @@ class ClientTraining:
     checkpoint: Path
     on_gpu: bool
     ignored: np.ndarray
+    start: Start | None
     settings: options.Model
 
     def __call__(self, group: Group, progress: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -73,6 +76,7 @@ class ClientTraining:
             checkpoint=Checkpoint(self.checkpoint, self.settings.checkpoint / options.SECOND, strict=False),
             found=found,
             ignored=self.ignored,
+            start=self.start,
             group=group,
         )
         return model.describe(), model.network.weights(), model.training()

@@ -3,7 +3,7 @@ which client's model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,8 @@ from pipeline.config import Config
 
 if TYPE_CHECKING:
     from pipeline.events.store import EventStore
+    from pipeline.learning.pretraining import Pretrained
+    from pipeline.learning.start import Start
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Training:
     ``as_of``: where the data end, microseconds UTC. ``models``: the run's directory of models. ``rollups``: the run's
     table of roll-ups, where it is of this store; context is counted from it. ``tuned``: of which trial of tune the
     settings in the configuration are, for the card, see study.py; None: of none.
+    ``pretrained``: the network that the training begins from, see pretraining.py; None: from fresh weights.
     """
 
     snapshot: Snapshot
@@ -74,6 +77,15 @@ class Training:
     models: Path
     rollups: Path | None = None
     tuned: Mapping[str, Any] | None = None
+    pretrained: Pretrained | None = None
+
+    def start(self, names: Sequence[str]) -> Start | None:
+        """What a training on features of these names begins from; None: from fresh weights.
+
+        Raises:
+            ModelError: from the pretrained network's file.
+        """
+        return None if self.pretrained is None else self.pretrained.start(names)
 
     @property
     def store(self) -> EventStore:

@@ -7,8 +7,10 @@ once.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from pipeline.learning.model import TrainedModel
 from pipeline.learning.models import Architecture, Head, Network
 from pipeline.learning.normalisation import set_normalisation
 from pipeline.learning.rows import Rows, Table, as_rows
+from pipeline.learning.start import Start
 from pipeline.learning.trainer import Compile, Trainer
 
 
@@ -41,6 +44,7 @@ def train(
     checkpoint: Checkpoint | None = None,
     found: Survey | None = None,
     ignored: np.ndarray | None = None,
+    start: Start | None = None,
     group: Group = ALONE,
 ) -> TrainedModel:
     """A network fitted to ``rows``, stopped when ``valid`` no longer improves, its best weights restored.
@@ -61,6 +65,9 @@ def train(
             callbacks begin anew. Removed when the training is finished.
         found: the survey of these rows, where it was made before.
         ignored: bool[F], features that the network does not look at, see ``clocks.py``.
+        start: weights to begin from, where they fit the network. They count as epoch 0: what wins nothing stays as it
+            was. Where these rows lead away from them, they may be of little use here: then a network is trained from
+            fresh weights too, and the one that validates better is the result.
         group: the processes that train this network together. Each has rows of its own, cut into as many chunks; heads,
             settings and seed are the same, and so is the model that all of them end with. Not for ``compiled`` metrics
             and ``callbacks``, which see one process.
@@ -71,21 +78,42 @@ def train(
     started, chunks, valid = time.perf_counter(), as_chunks(rows), as_rows(valid) if valid is not None else None
     found = found or survey(chunks, heads, settings.minimum_positives, group)
     imbalance.weigh(found.labels, heads, settings)
-    network = models.build(architecture(len(found.plain.mean), heads, settings, sequences), settings.seed)
-    set_initial_bias(network, found.labels)
-    set_normalisation(network.normalise, found.plain, found.squashed, ignored)
-    model = TrainedModel(network, found.labels)
-    if any(label.learned for label in found.labels):
+    shape = architecture(len(found.plain.mean), heads, settings, sequences)
+    learned = any(label.learned for label in found.labels)
+    if learned:
         if not any(group.exchange(valid is not None and _usable(valid, found.labels))):
             valid = _carve(chunks.make(0))[1]
             chunks, found = chunks.map(lambda some: _carve(some)[0]), found.carved()
         elif valid is None:  # others of the group have some
             valid = chunks.make(0)
             valid = valid.chosen(backend_of(valid.X).xp.arange(0))
-        Trainer(model, chunks, found, valid, settings, compiled, group=group).run(progress, callbacks, checkpoint)
-        _smear(model, chunks, group)
-        if checkpoint is not None and group.rank == 0:
-            checkpoint.remove()
+
+    def fitted(start: Start | None, checkpoint: Checkpoint | None) -> tuple[TrainedModel, float]:
+        """A network and its best validation."""
+        network = models.build(shape, settings.seed)
+        set_initial_bias(network, found.labels)
+        set_normalisation(network.normalise, found.plain, found.squashed, ignored)
+        model, score = TrainedModel(network, [replace(label) for label in found.labels]), math.inf
+        if start is not None:
+            start.give(network)
+            model.start = dict(start.about)
+        if learned:
+            assert valid is not None
+            trainer = Trainer(model, chunks, found, valid, settings, compiled, group=group)
+            score = trainer.run(progress, callbacks, checkpoint)
+            _smear(model, chunks, group)
+        return model, score
+
+    start = start if start is not None and start.fits(shape) else None
+    model, score = fitted(start, checkpoint)
+    kept = [checkpoint]
+    if start is not None and model.best_epoch:
+        kept.append(checkpoint and checkpoint.beside("fresh"))
+        fresh, other = fitted(None, kept[-1])
+        model = fresh if other < score else model
+    for one in kept:
+        if learned and one is not None and group.rank == 0:
+            one.remove()
     model.seconds = time.perf_counter() - started
     return model
 

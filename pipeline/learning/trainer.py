@@ -214,11 +214,12 @@ class Trainer:
 
     # -- all of them ----------------------------------------------------------------------------------------------
 
-    def run(self, progress: Any = None, callbacks: Sequence[Any] = (), checkpoint: Checkpoint | None = None) -> None:
+    def run(self, progress: Any = None, callbacks: Sequence[Any] = (), checkpoint: Checkpoint | None = None) -> float:
         """Train until the score has not improved for ``patience`` epochs; leaves the best weights in the network.
 
         Args:
             callbacks: Keras callbacks; see :func:`pipeline.learning.train.train`.
+        Returns: the score of the best weights.
         """
         model, body, last = self.model, self.model.network.body, -(-self.settings.epochs // self.passes)
         state = self._resume(checkpoint) if checkpoint else None
@@ -248,6 +249,7 @@ class Trainer:
         rates = [h["samples_per_second"] for h in model.history]
         model.samples_per_second = float(np.median(rates[1:] or rates)) if rates else 0.0
         listeners.on_train_end()
+        return state.best
 
     def _check_equal(self) -> None:
         """Raises ModelError where the members of the group did not end with the same weights."""
@@ -291,7 +293,9 @@ class Trainer:
     def fingerprint(self) -> dict[str, Any]:
         """What makes this training the one it is, as plain values: another one has another."""
         normalise = self.model.network.normalise.weights
+        start = {} if self.model.start is None else {"start": self.model.start}
         return {
+            **start,
             "architecture": self.model.network.architecture.to_dict(),
             "labels": [asdict(label) for label in self.model.labels],
             "settings": self.settings.model_dump(mode="json"),

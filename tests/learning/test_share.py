@@ -43,7 +43,7 @@ def test_together_they_have_every_row_once(chunk: int | None, tmp_path: Path) ->
     known = survey(as_chunks(select(whole.table, TRAIN)), heads, 5)
     config = config.model_copy(update={"model": config.model.model_copy(update={"chunk": chunk})})
     place, ignored = (store.uri, store.version(), "acme"), np.zeros(len(whole.table.spec), dtype=bool)
-    work = ClientTraining(*place, config, whole.recipe, tmp_path / "none", False, ignored, config.model)
+    work = ClientTraining(*place, config, whole.recipe, tmp_path / "none", False, ignored, None, config.model)
     barrier, board = threading.Barrier(3), [None] * 3
     with ThreadPoolExecutor(3) as threads:
         shares = list(threads.map(lambda rank: share_of(work, store, PANDAS, Threads(rank, barrier, board)), range(3)))
