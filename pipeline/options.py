@@ -281,7 +281,7 @@ class Model(Section):
     calibration: Literal["auto", "none", "temperature", "isotonic"] = "auto"
     boosting: Annotated[int, Field(ge=0)] = 0  # settings of gradient boosting tried, to stand beside the model
     pretrain: bool = True  # let every client's training begin from one network that has learned from all clients' rows
-    pretrain_rows: Annotated[int, Field(ge=1000)] = 2_000_000  # decision points, of all clients together, that it reads
+    pretrain_rows: Annotated[int, Field(ge=1000)] = 4_000_000  # decision points, of all clients together, that it reads
     minimum_positives: Annotated[int, Field(ge=0)] = 50  # fewer than this in train: no model for that head
     minimum_positives_own: Annotated[int, Field(ge=0)] = 200  # fewer: the model pooled over all clients; 0: never
     pooled_rows: Annotated[int, Field(ge=1000)] = 500_000  # that the pooled model learns from and is measured on
