@@ -30,6 +30,9 @@ class Store:
     def clients(self) -> list[str]:
         return self.names
 
+    def kinds(self, client: str) -> dict[str, int]:
+        return {}
+
 
 def context(tmp: Path, *clients: str) -> Any:
     config = Config(name="test", runs=str(tmp), as_of="2026-06-01")  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.backend import PANDAS
@@ -55,6 +56,23 @@ def test_a_flipped_bit_is_found_by_reading_and_by_verify(tmp_path: Path) -> None
     assert found > 15
     path.unlink()
     with pytest.raises(StoreError, match="removed"):
+        store.read("acme").compute(scheduler="sync")
+
+
+def test_a_page_that_no_longer_says_it_is_a_dictionary_is_found(tmp_path: Path) -> None:
+    """Headers of pages have no checksum, and Arrow then reads codes of a dictionary without entries."""
+    write(tmp_path / "raw/1.parquet", random_rows(2000))
+    settings = config(tmp_path)
+    ingest(settings, PANDAS)
+    store = EventStore(settings.store_uri)
+    path = Path(settings.store_uri) / next(f["path"] for f in store.files if f["client"] == "acme")
+    whole, footer = path.read_bytes(), pq.read_metadata(path)
+    column = store.schema.names.index("subscriber")
+    at = footer.row_group(1).column(column).dictionary_page_offset
+    field = whole.index(b"\x3c\x15", at, at + 20)  # the header's field of a dictionary
+    path.write_bytes(whole[:field] + b"\x2c" + whole[field + 1 :])
+    _footer.cache_clear()
+    with pytest.raises(StoreError, match="damaged"):
         store.read("acme").compute(scheduler="sync")
 
 
