@@ -161,14 +161,11 @@ def place_order(key: Any, owner: Any, owners: int, bits: int) -> Any:
 def changes(key: Any, name: Any, order: Any) -> Any:
     """See :func:`pipeline.events.sorting.changes`."""
     n, count, other = len(key), 0, 0
-    last = name[order[0]] if n else name[0]
     for i in range(n):
-        mine = name[order[i]]
         if i == 0 or key[i] != key[i - 1]:
             count += 1
-        elif mine != last and other == 0:
+        elif other == 0 and name[order[i]] != name[order[i - 1]]:
             other = i
-        last = mine
     begins, count = np.empty(count, np.int64), 0
     for i in range(n):
         if i == 0 or key[i] != key[i - 1]:

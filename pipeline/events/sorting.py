@@ -56,7 +56,7 @@ def changes(key: np.ndarray, name: np.ndarray, order: np.ndarray) -> tuple[np.nd
     though the key is the same; 0 where there is none; on the host.
 
     Args:
-        key: int64[n], sorted; name: int64[n] in the order before, of one subscriber each; order: int64[n].
+        key: int64[n], sorted; name: int32|int64[n] in the order before, of one subscriber each; order: int64[n].
     Returns:
         int64[d], and the position.
     """

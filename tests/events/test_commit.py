@@ -34,12 +34,17 @@ def test_what_was_written_is_verified(tmp_path: Path) -> None:
             verify(store.place, [entry | wrong], store.schema, 1)
 
 
-def test_a_flipped_bit_is_found_by_reading_and_by_verify(tmp_path: Path) -> None:
+def stored(tmp_path: Path) -> tuple[EventStore, Path]:
+    """A store, and a client's one data file."""
     write(tmp_path / "raw/1.parquet", random_rows(2000))
     settings = config(tmp_path)
     ingest(settings, PANDAS)
     store = EventStore(settings.store_uri)
-    path = Path(settings.store_uri) / next(f["path"] for f in store.files if f["client"] == "acme")
+    return store, Path(settings.store_uri) / next(f["path"] for f in store.files if f["client"] == "acme")
+
+
+def test_a_flipped_bit_is_found_by_reading_and_by_verify(tmp_path: Path) -> None:
+    store, path = stored(tmp_path)
     whole = path.read_bytes()
     rows = rows_of_frame(store.read("acme").compute(scheduler="sync"))
     found = 0
@@ -61,11 +66,7 @@ def test_a_flipped_bit_is_found_by_reading_and_by_verify(tmp_path: Path) -> None
 
 def test_a_page_that_no_longer_says_it_is_a_dictionary_is_found(tmp_path: Path) -> None:
     """Headers of pages have no checksum, and Arrow then reads codes of a dictionary without entries."""
-    write(tmp_path / "raw/1.parquet", random_rows(2000))
-    settings = config(tmp_path)
-    ingest(settings, PANDAS)
-    store = EventStore(settings.store_uri)
-    path = Path(settings.store_uri) / next(f["path"] for f in store.files if f["client"] == "acme")
+    store, path = stored(tmp_path)
     whole, footer = path.read_bytes(), pq.read_metadata(path)
     column = store.schema.names.index("subscriber")
     at = footer.row_group(1).column(column).dictionary_page_offset
