@@ -20,8 +20,9 @@ endif
 installed := .venv/.installed-$(kind)
 python := .venv/bin/python
 sync := UV_PROJECT_ENVIRONMENT=.venv UV_PYTHON_DOWNLOADS=never $(UV) sync --locked --quiet $(groups)
-# A file's tests share what they set up, so they stay in one process; a GPU is not shared at all.
-parallel := -n auto --maxprocesses 4 --dist loadfile
+# A file's tests share what they set up, so they stay in one process; a GPU is not shared at all. Files come in the order
+# of tests/conftest.py, the longest first, or one process works on alone at the end.
+parallel := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # Apart, since make's `or` would take its commas for its own.
 whole_bench := all --events 20e6 --peers polars,duckdb,spark
 

@@ -7,6 +7,21 @@ import pytest
 from pipeline.backend import Backend, choose, gpu_problem
 
 GPU_PROBLEM = gpu_problem()
+# Files that take a minute or more, by name; they are begun first.
+LONG = (
+    "test_demo",
+    "test_tuning",
+    "test_launch",
+    "test_kills",
+    "test_devices",
+    "test_data",
+    "test_pooled",
+    "test_damage",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 @pytest.fixture(
