@@ -43,6 +43,14 @@ def stored(tmp_path: Path) -> tuple[EventStore, Path]:
     return store, Path(settings.store_uri) / next(f["path"] for f in store.files if f["client"] == "acme")
 
 
+def test_columns_of_a_file_are_required_where_it_has_no_nulls(tmp_path: Path) -> None:
+    _, path = stored(tmp_path)
+    file = pq.ParquetFile(path)
+    table = file.read()
+    nulls = {name for name in table.column_names if None in table.column(name).to_pylist()}
+    assert {field.name for field in file.schema_arrow if field.nullable} == nulls == {"campaign", "value", "flagged_by"}
+
+
 def test_a_flipped_bit_is_found_by_reading_and_by_verify(tmp_path: Path) -> None:
     store, path = stored(tmp_path)
     whole = path.read_bytes()
