@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.backend import Array, backend_of
+from pipeline.backend import backend_of
 from pipeline.learning.rows import Rows
 
 SKEW = 2.0  # a feature more skewed than this is squashed by a logarithm; an exponential distribution's skewness is 2
-BLOCK = 32_768  # rows at once: a few dozen columns of them stay in a cache
+BLOCK = {"pandas": 1 << 20, "cudf": 1 << 26}  # bytes of float64 at once: what a core's cache holds, what fills a GPU
 
 
 @dataclass(frozen=True)
@@ -66,39 +66,31 @@ def set_normalisation(layer: Any, plain: Moments, squashed: Moments, ignored: np
 def moments(rows: Rows, squash: np.ndarray) -> Moments:
     """The moments of the weighted rows' features. Rows of weight 0 have no say; neither have infinities.
 
-    Two passes (the mean first), so that a large offset costs no digits; in blocks, so that memory is bounded.
+    Each block about its own mean, then one block after another: a large offset costs no digits.
 
     Args:
         squash: bool[F], of which features the logarithm is looked at.
     """
-    backend = backend_of(rows.X)
-    xp, features = backend.xp, rows.X.shape[1]
-    flags = xp.asarray(squash)
-
-    def totals(centre: Array, powers: tuple[int, ...]) -> list[Array]:
-        sums = [xp.zeros(features) for _ in (0, *powers)]
-        for start in range(0, len(rows), BLOCK):
-            chosen = slice(start, start + BLOCK) if rows.index is None else rows.index[start : start + BLOCK]
-            x = rows.X[chosen].astype(xp.float64)
-            weight = rows.weight[chosen].astype(xp.float64)
-            finite = xp.isfinite(x)
-            odd = not bool(finite.all())
-            if odd:
-                x = xp.where(finite, x, 0.0)
-            x[:, flags] = xp.sign(x[:, flags]) * xp.log1p(xp.abs(x[:, flags]))
-            x -= centre
-            if odd:
-                x *= finite
-            sums[0] += weight @ finite.astype(xp.float64) if odd else weight.sum()
-            power = x.copy() if len(powers) > 1 else x
-            for sum_, wanted in zip(sums[1:], powers, strict=True):
-                if wanted > 1:
-                    power *= x
-                sum_ += weight @ power
-        return sums
-
-    weight, first = totals(xp.zeros(features), (1,))
-    safe = xp.where(weight > 0, weight, 1.0)
-    mean = first / safe
-    _, second, third = totals(mean, (2, 3))
-    return Moments(*(backend.to_host(a) for a in (weight, mean, second, third)))
+    backend, features = backend_of(rows.X), rows.X.shape[1]
+    xp, flags, squashes = backend.xp, backend.asarray(squash), bool(squash.any())
+    block = max(BLOCK[backend.name] // (8 * max(features, 1)), 1)
+    found = Moments(*np.zeros((4, features)))
+    for start in range(0, len(rows), block):
+        chosen = slice(start, start + block) if rows.index is None else rows.index[start : start + block]
+        x, weight = (array[chosen].astype(xp.float64) for array in (rows.X, rows.weight))
+        if squashes:
+            some = x[:, flags]
+            x[:, flags] = xp.sign(some) * xp.log1p(xp.abs(some))
+        finite = xp.isfinite(x)
+        odd, total = not bool(finite.all()), xp.full(features, weight.sum())
+        if odd:
+            x, total = xp.where(finite, x, 0.0), weight @ finite.astype(xp.float64)
+        mean = weight @ x / xp.where(total > 0, total, 1.0)
+        x -= mean
+        if odd:
+            x *= finite
+        power = x * x
+        second = weight @ power
+        power *= x
+        found += Moments(*(backend.to_host(a) for a in (total, mean, second, weight @ power)))
+    return found
