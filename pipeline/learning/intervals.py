@@ -2,7 +2,7 @@
 
 Rows of one subscriber depend on each other, so a replicate counts each *subscriber* a Poisson(1) number of times
 (Chamandy et al. 2012; with many subscribers as good as drawing them with replacement, and a row's weight is all that
-changes). Scores are sorted once; a replicate then costs three passes over the rows.
+changes). Scores are sorted once; a replicate then costs a pass over the rows.
 
 An interval is the estimate +- z standard deviations of its replicates, on a scale where the metric is nearly normal
 (logit of a share, log of a ratio): 200 replicates are enough for a standard deviation, not for a tail (Efron and
@@ -14,10 +14,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from pipeline.learning.steps import Steps, Sums
 
 LEVEL = 0.9  # of every interval here, as of those in the report
 Z = 1.6448536269514722
@@ -75,79 +78,44 @@ _POISSON = np.searchsorted(
 ).astype(np.float64)
 
 
-class _Steps:
-    """Rows from the highest score down, cut where the score changes.
-
-    Args:
-        score, y, weight: float64[n]. resamples: of the same rows.
-        exact: every distinct score is a step. Otherwise scores whose ranks differ by less than a 500th are taken for
-            ties, which hardly changes how a metric varies and saves half of the time.
-    """
-
-    def __init__(
-        self, score: np.ndarray, y: np.ndarray, weight: np.ndarray, resamples: Resamples, exact: bool = True
-    ) -> None:
-        n, order = len(score), np.argsort(-score, kind="stable")
-        self.score, self.y, self.weight, self.group = (a[order] for a in (score, y, weight, resamples.group))
-        last = np.flatnonzero(np.append(np.diff(self.score) != 0, True)[:n])
-        if n and not exact:
-            ranks = np.cumsum(np.maximum(1.0, 1.002 ** np.arange(500 * math.log(n) + 500) / 500))
-            wanted = np.append(ranks[ranks < n] - 1, n - 1)
-            last = np.unique(last[np.searchsorted(last, wanted)])
-        self.first, self.last = np.append(0, last[:-1] + 1)[: len(last)], last
-
-    def cumulated(self, often: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Each row's weight, float64[n]; and cumulated to the end of each step the weight and what y adds up to."""
-        weight = often.take(self.group) * self.weight
-        inside, gained = (np.add.reduceat(a, self.first) for a in (weight, weight * self.y))
-        return weight, np.cumsum(inside), np.cumsum(gained)
-
-
 class Probabilities:
     """A probability and its labels, sorted once, to be measured under many weights.
 
-    Args: as of :class:`_Steps`; y is 0 or 1, or a true probability (a soft label, see metrics.py).
+    Args:
+        score, y, weight: float64[n]; y is 0 or 1, or a true probability (a soft label, see metrics.py).
+        resamples: of the same rows.
     """
 
     names = BINARY
 
-    def __init__(
-        self, score: np.ndarray, y: np.ndarray, weight: np.ndarray, resamples: Resamples, exact: bool = True
-    ) -> None:
-        self.steps = _Steps(score, y, weight, resamples, exact)
+    def __init__(self, score: np.ndarray, y: np.ndarray, weight: np.ndarray, resamples: Resamples) -> None:
+        self.steps = Steps.of(score, y, weight, resamples.group)
         p = np.clip(score, EPSILON, 1 - EPSILON)
         loss = -(y * np.log(p) + (1 - y) * np.log1p(-p))
         self.sums = _by_cluster(resamples, weight, [np.ones(len(y)), score, y, loss, (score - y) ** 2])
 
+    def coarse(self) -> Probabilities:
+        """The same with fewer steps, see :meth:`Steps.coarse`: saves time, for replicates."""
+        other = copy(self)
+        other.steps = self.steps.coarse()
+        return other
+
     def measure(self, often: np.ndarray) -> dict[str, float]:
         """Every metric, NaN where undefined. ``often``: float64[clusters], how many times each cluster counts."""
-        total, expected, observed, loss, squared = often @ self.sums
+        total, expected, observed, loss, squared = (float(v) for v in self.sums @ often)
         rate = observed / total if total > 0 else math.nan
         if not 0 < rate < 1:
             return dict.fromkeys(BINARY, math.nan)
-        weight, mass, hits = self.steps.cumulated(often)
-        gained, lost = np.diff(hits, prepend=0.0), np.diff(mass - hits, prepend=0.0)
-        precision = np.divide(hits, mass, out=np.zeros_like(hits), where=mass > 0)
+        found = self.steps.sums(often, TOP * total)
         return {
-            "roc_auc": float(lost @ (hits - gained / 2)) / (hits[-1] * (mass[-1] - hits[-1])),
-            "pr_auc": float(gained @ precision) / hits[-1],
+            "roc_auc": found.wins / (found.hits * found.misses) if found.misses > 0 else math.nan,
+            "pr_auc": found.precise / found.hits,
             "normalized_entropy": loss / total / -(rate * math.log(rate) + (1 - rate) * math.log1p(-rate)),
             "log_loss": loss / total,
             "brier": squared / total,
             "expected_over_observed": expected / observed,
-            "top_decile_expected_over_observed": self._top(weight, mass, hits),
+            "top_decile_expected_over_observed": found.expected / found.observed if found.observed > 0 else math.nan,
         }
-
-    def _top(self, weight: np.ndarray, mass: np.ndarray, hits: np.ndarray) -> float:
-        """Expected over observed in the highest-scored tenth of the weight; of the step that its bound cuts, a part."""
-        wanted = TOP * mass[-1]
-        step = int(np.searchsorted(mass, wanted))
-        start, stop, score = self.steps.first[step], self.steps.last[step] + 1, self.steps.score
-        before = (mass[step - 1], hits[step - 1]) if step else (0.0, 0.0)
-        part = (wanted - before[0]) / (mass[step] - before[0])
-        expected = weight[:start] @ score[:start] + part * (weight[start:stop] @ score[start:stop])
-        observed = before[1] + part * (hits[step] - before[1])
-        return float(expected / observed) if observed > 0 else math.nan
 
 
 class Amounts:
@@ -155,18 +123,22 @@ class Amounts:
 
     names = AMOUNTS
 
-    def __init__(
-        self, score: np.ndarray, y: np.ndarray, weight: np.ndarray, resamples: Resamples, exact: bool = True
-    ) -> None:
-        self.ours, self.best = (_Steps(by, y, weight, resamples, exact) for by in (score, y))
+    def __init__(self, score: np.ndarray, y: np.ndarray, weight: np.ndarray, resamples: Resamples) -> None:
+        self.ours, self.best = (Steps.of(by, y, weight, resamples.group) for by in (score, y))
         self.sums = _by_cluster(resamples, weight, [np.ones(len(y)), score, y, np.abs(score - y), (score - y) ** 2])
+
+    def coarse(self) -> Amounts:
+        """As :meth:`Probabilities.coarse`."""
+        other = copy(self)
+        other.ours, other.best = self.ours.coarse(), self.best.coarse()
+        return other
 
     def measure(self, often: np.ndarray) -> dict[str, float]:
         """As :meth:`Probabilities.measure`."""
-        total, expected, observed, absolute, squared = often @ self.sums
+        total, expected, observed, absolute, squared = (float(v) for v in self.sums @ often)
         if total <= 0 or observed <= 0:
             return dict.fromkeys(AMOUNTS, math.nan)
-        ours, best = _gini(*self.ours.cumulated(often)[1:]), _gini(*self.best.cumulated(often)[1:])
+        ours, best = (_gini(steps.sums(often, TOP * total)) for steps in (self.ours, self.best))
         return {
             "normalized_gini": ours / best if best > 0 else math.nan,
             "mean_absolute_error": absolute / total,
@@ -183,8 +155,8 @@ def intervals(
     Args:
         score, y, weight: float64[n], as ``kind`` takes them. draws: of the same rows.
     """
-    estimate = kind(score, y, weight, draws).measure(np.ones(draws.clusters))
-    coarse = kind(score, y, weight, draws, exact=False)
+    exact = kind(score, y, weight, draws)
+    estimate, coarse = exact.measure(np.ones(draws.clusters)), exact.coarse()
     drawn = [coarse.measure(often) for often in draws.counts()]
     return {name: _interval(name, estimate[name], np.array([d[name] for d in drawn])) for name in kind.names}
 
@@ -216,22 +188,23 @@ def difference(
         raise ValueError(f"no such metric: {metric!r}; there are {', '.join(kind.names)}")
     first, second, y, weight = (np.asarray(v, dtype=np.float64) for v in (a, b, y, weight))
     draws = Resamples.of(cluster, seed, times)
-    measured = [kind(score, y, weight, draws).measure(np.ones(draws.clusters))[metric] for score in (first, second)]
-    one, other = (kind(score, y, weight, draws, exact=False) for score in (first, second))
-    drawn = [one.measure(often)[metric] - other.measure(often)[metric] for often in draws.counts()]
+    exact = [kind(score, y, weight, draws) for score in (first, second)]
+    measured = [each.measure(np.ones(draws.clusters))[metric] for each in exact]
     estimate = measured[0] - measured[1]
+    one, other = (each.coarse() for each in exact)
+    drawn = [one.measure(often)[metric] - other.measure(often)[metric] for often in draws.counts()]
     found = _interval("", estimate, np.array(drawn))
     return (math.nan, math.nan, math.nan) if found is None else (float(estimate), found[0], found[1])
 
 
 def _by_cluster(resamples: Resamples, weight: np.ndarray, columns: list[np.ndarray]) -> np.ndarray:
-    """Weighted sums of the columns, float64[clusters, columns]."""
-    return np.stack([np.bincount(resamples.group, weight * c, resamples.clusters) for c in columns], axis=1)
+    """Weighted sums of the columns, float64[columns, clusters]."""
+    return np.stack([np.bincount(resamples.group, weight * c, resamples.clusters) for c in columns])
 
 
-def _gini(mass: np.ndarray, amount: np.ndarray) -> float:
+def _gini(found: Sums) -> float:
     """As metrics.gini."""
-    return 2 * float(np.trapezoid(np.append(0.0, amount), np.append(0.0, mass))) / float(mass[-1] * amount[-1]) - 1
+    return 2 * found.area / (found.mass * found.hits) - 1
 
 
 def _interval(name: str, estimate: float, drawn: np.ndarray) -> list[float] | None:
