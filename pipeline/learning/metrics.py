@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 
 EPSILON = 1e-7  # probabilities are kept this far from 0 and 1 in logarithms: the resolution of float32
 
@@ -32,6 +31,8 @@ def binary_metrics(
         truth: float[n], the true probability; NaN where unknown, and such rows then count for hard labels alone.
     Returns: the keys of one outcome in metrics.json. Shares, rates and ratios are plain floats.
     """
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
     p, y, weight = (np.asarray(a, dtype=np.float64) for a in (p, y, weight))
     positives, total = float(weight @ y), float(weight.sum())
     rate = ratio(positives, total)
@@ -200,6 +201,8 @@ def ratio(above: float | None, below: float | None) -> float | None:
 
 
 def _log_loss(p: np.ndarray, y: np.ndarray, weight: np.ndarray) -> float | None:
+    from sklearn.metrics import log_loss
+
     if not len(p):
         return None
     return float(log_loss(y, np.clip(p, EPSILON, 1 - EPSILON), sample_weight=weight, labels=[0, 1]))

@@ -152,16 +152,17 @@ def _part(training: Training, config: Config, recipe: data.Recipe, points: int) 
     Raises:
         TooLittleError: none of them is of training, or its positives are too few for a model of its own.
     """
-    from pipeline.learning.chunks import as_chunks, survey
-    from pipeline.learning.clocks import clocks
-    from pipeline.learning.models import Normalise, heads_of
-    from pipeline.learning.normalisation import set_normalisation
     from pipeline.learning.rows import select
 
     table = data.some_of(training.store, training.client, config, training.backend, recipe, points)
     rows, valid = select(table, TRAIN), select(table, VALIDATION)
-    if not len(rows):
+    if not len(rows):  # before TensorFlow is imported, which takes seconds
         raise TooLittleError(f"client {training.client!r} has no decision point to pretrain on")
+    from pipeline.learning.chunks import as_chunks, survey
+    from pipeline.learning.clocks import clocks
+    from pipeline.learning.models import Normalise, heads_of
+    from pipeline.learning.normalisation import set_normalisation
+
     found = survey(as_chunks(rows), heads_of(config), config.model.minimum_positives)
     positives = max(found.labels[list(config.outcomes).index(name)].positives for name in deciding(config))
     whole = max(data.points_of(training.store, training.client, config) / points, 1)
