@@ -50,10 +50,13 @@ def put_in_use(config: Config, version: str, client: str | None) -> None:
     if client is None:
         raise ConfigError("--use needs --client NAME: a version is one client's, and so is what is in use")
     with RunDirectory(config).locked():
-        before = registry.current(models, client)
+        try:
+            before = registry.current(models, client) or "none"
+        except ModelError as error:  # which is a reason to put one in use
+            before = f"damaged: {error}"
         registry.use(models, client, version)
     card = registry.card(models, client, version)
-    say(f"{client}: {version} is in use; before it {before or 'none'}")
+    say(f"{client}: {version} is in use; before it {before}")
     if not (card.get("gate") or {}).get("accepted", True):
         say(f"warning   the gate refused it: {'; '.join(card['gate']['reasons'])}")
     say("the next run decides with it; a later training replaces it if the gate lets that one through")

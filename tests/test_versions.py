@@ -94,3 +94,29 @@ def test_what_cannot_be_put_in_use(run: dict[str, str], tmp_path: Path, capsys: 
     assert registry.current(tmp_path / "demo" / "models", "acme") == run["current"]
     assert command(tmp_path) == 0
     assert f"{run['retired']}  damaged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("card", [b"{", b'{"client": 3}', b'{"client": "tiny"}', b"[]", b"\xff"])
+def test_a_damaged_card_is_named_beside_its_client(
+    run: dict[str, str], card: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = tmp_path / "demo" / "models"
+    for version in registry.versions(models, "acme"):
+        (models / "acme" / version / "card.json").write_bytes(card)
+    assert command(tmp_path) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "acme"
+    assert all("  damaged  " in line and "card.json was changed" in line for line in lines[1:4])
+    assert main(["describe", "--model", "current", f"runs={tmp_path}"]) == 2
+    assert "card.json was changed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("current", [b"../../etc", b"\xff", b""])
+def test_a_damaged_current_is_mended_by_hand(
+    run: dict[str, str], current: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = tmp_path / "demo" / "models"
+    (models / "acme" / "current").write_bytes(current)
+    assert command(tmp_path, "--client", "acme", "--use", run["retired"]) == 0
+    assert f"acme: {run['retired']} is in use; before it damaged: " in capsys.readouterr().out
+    assert registry.current(models, "acme") == run["retired"]

@@ -12,6 +12,7 @@ here its client is None. A client that it serves has ``@pooled/<version>`` in it
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import hashlib
 import importlib.metadata
@@ -152,18 +153,22 @@ def use(models: str | Path, client: str | None, version: str) -> None:
 
 
 def clients(models: str | Path) -> list[str]:
-    """The clients that have versions, as their cards name them, or are served by the pooled model, sorted."""
+    """The clients that have versions or are served by the pooled model, sorted; opens no TensorFlow.
+
+    A card names its client; where it is damaged or names another one, the folder does.
+    """
     homes = [p for p in Path(models).iterdir() if p.is_dir()] if Path(models).is_dir() else []
-    found = []
-    for home in homes:
-        cards = sorted(home.glob("*/card.json"))
-        if home.name == POOLED:
-            continue
-        if cards:
-            found.append(str(json.loads(cards[-1].read_bytes())["client"]))
-        elif (home / "current").is_file():
-            found.append(urllib.parse.unquote(home.name))
-    return sorted(found)
+    served = (p for p in homes if p.name != POOLED and ((p / "current").is_file() or any(p.glob("*/card.json"))))
+    return sorted(_client_of(home) for home in served)
+
+
+def _client_of(home: Path) -> str:
+    for path in sorted(home.glob("*/card.json"), reverse=True):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            client = json.loads(path.read_bytes())["client"]
+            if client and client_dir(home.parent, client) == home:
+                return str(client)
+    return urllib.parse.unquote(home.name)
 
 
 def versions(models: str | Path, client: str | None) -> list[str]:
