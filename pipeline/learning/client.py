@@ -263,6 +263,8 @@ def _said(model: TrainedModel, metrics: dict[str, Any]) -> str:
     from pipeline.learning.selection import selected
 
     said = f"{model.network.architecture.kind}, {'pretrained, ' if model.start else ''}best epoch {model.best_epoch}, "
+    if model.diverged:
+        said += f"its loss was no number in epoch {model.diverged} (lower model.learning_rate), "
     said += f"{model.samples_per_second:,.0f} samples/s; " + "; ".join(_headline(n, m) for n, m in metrics.items())
     return said if model.selection is None else f"{said}; {selected(model.selection)}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -53,6 +54,12 @@ class TrainedModel:
     def notes(self) -> dict[str, str]:
         """Why a head has no model and predicts its base rate, by head."""
         return {head.name: label.note for head, label in zip(self.heads, self.labels, strict=True) if label.note}
+
+    @property
+    def diverged(self) -> int | None:
+        """The epoch that ended the training since its loss was no finite number; None where there was none."""
+        last = self.history[-1].get("loss", math.nan) if self.history else 0.0
+        return None if math.isfinite(last) else len(self.history)
 
     @property
     def value_scale(self) -> Any:
@@ -146,9 +153,10 @@ class TrainedModel:
         }
 
     def training(self) -> dict[str, Any]:
-        """How the training went, as plain values."""
-        names = ("seconds", "samples_per_second", "batch", "best_epoch", "history", "selection", "start")
-        return {name: getattr(self, name) for name in names}
+        """How the training went, as plain values; what was no finite number is left out of ``history``."""
+        names = ("seconds", "samples_per_second", "batch", "best_epoch", "selection", "start")
+        history = [{name: v for name, v in epoch.items() if math.isfinite(v)} for epoch in self.history]
+        return {"history": history, **{name: getattr(self, name) for name in names}}
 
     @classmethod
     def restore(

@@ -127,3 +127,18 @@ def test_same_seed_and_data_same_weights(log: tuple[EventStore, Config], tmp_pat
     assert cards[0]["metrics"] == cards[1]["metrics"]
     other = train(log, tmp_path / "c", changed(log[1], model={**log[1].model.model_dump(), "seed": 2})).version
     assert (tmp_path / "c" / "acme" / other / "weights.npz").read_bytes() != (folders[0] / "weights.npz").read_bytes()
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_training_whose_loss_is_no_number_is_refused(
+    before: bool, log: tuple[EventStore, Config], tmp_path: Path
+) -> None:
+    first = train(log, tmp_path, back=1).version if before else None
+    wild = {**log[1].model.model_dump(), "learning_rate": 1e20}
+    second = train(log, tmp_path, changed(log[1], model=wild))
+    assert "best epoch 0, its loss was no number in epoch 1 (lower model.learning_rate), " in second.line
+    assert any("no better than the base rate" in reason for reason in second.gate["reasons"])
+    assert second.serving == first
+    model, _, card = registry.load_version(tmp_path, "acme", second.version)
+    assert model.diverged == 1
+    assert "loss" not in card["training"]["history"][0]
