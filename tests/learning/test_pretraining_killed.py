@@ -50,7 +50,8 @@ def test_a_killed_pretraining_goes_on_from_where_it_was(tmp_path: Path, monkeypa
     config = config.model_copy(update={"model": type(config.model)(**small)})
     file = tmp_path / "log.yaml"
     file.write_text(config.dump())
-    code = f"from tests.learning.test_pretraining_killed import *; killed({str(file)!r}, {str(tmp_path / 'killed')!r}, 3)"
+    place = str(tmp_path / "killed")
+    code = f"from tests.learning.test_pretraining_killed import *; killed({str(file)!r}, {place!r}, 3)"
     done = subprocess.run([sys.executable, "-c", code], cwd=WHERE, capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     home = tmp_path / "killed" / "@pretrained"
