@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from pipeline.features.spec import FeatureSpec
     from pipeline.learning.snapshot import Training
 
+SAW = "it was trained on later data, of which the hold-out is a part"
+
 
 def champion_of(training: Training, table: FeatureTable, ranges: int | None = None) -> Champion | None:
     """The model in use and its predictions of the challenger's hold-out; None where there is none in use.
@@ -43,22 +45,23 @@ def champion_of(training: Training, table: FeatureTable, ranges: int | None = No
         return Champion(version or "damaged", why_not={"": str(error)})
     learned = frozenset(head.name for head in model.heads if head.name not in model.notes)
     request = SampleRequest.from_config(training.config, client, training.as_of, "train")
-    seen = _seen_until(theirs, card)
-    if seen is None or seen > request.bounds()["holdout"]:
-        return Champion(version, learned, why_not={"": "it was trained on later data, of which the hold-out is a part"})
+    if saw(theirs, card, request):
+        return Champion(version, learned, why_not={"": SAW})
     try:
         p = _predictions(training, request, table, model, spec, ranges)
     except EventgrainError as error:
         return Champion(version, learned, why_not={"": f"its features cannot be made of this log: {error}"})
-    return Champion(version, learned, *_columns(training.config, theirs, model, p))
+    return Champion(version, learned, *columns(training.config, theirs, model, p))
 
 
-def _seen_until(theirs: Config, card: Mapping[str, Any]) -> int | None:
-    """Where the rows end that it learned from or was chosen by, microseconds UTC."""
+def saw(theirs: Config, card: Mapping[str, Any], request: SampleRequest) -> bool:
+    """Whether the rows that it learned from or was chosen by, as its configuration and card say, reach into the
+    hold-out of a training's ``request``."""
     if not card.get("as_of"):
-        return None
+        return True
     as_of = int(np.datetime64(str(card["as_of"]).removesuffix("Z"), "us").astype(np.int64))
-    return SampleRequest.from_config(theirs, "", as_of, "train").bounds()["validation_end"]
+    known = SampleRequest.from_config(theirs, "", as_of, "train")
+    return known.bounds()["validation_end"] > request.bounds()["holdout"]
 
 
 def _predictions(
@@ -96,7 +99,7 @@ def _points(table: FeatureTable) -> np.ndarray:
     return np.stack(table.points(select(table, HOLDOUT).index), axis=1)
 
 
-def _columns(config: Config, theirs: Config, model: Any, p: np.ndarray) -> tuple[np.ndarray, dict[str, str]]:
+def columns(config: Config, theirs: Config, model: Any, p: np.ndarray) -> tuple[np.ndarray, dict[str, str]]:
     """The predictions in the challenger's order of outcomes, and why a column has none."""
     place = {head.name: h for h, head in enumerate(model.heads)}
     out, why_not = np.full((len(p), len(config.outcomes)), np.nan), {}

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline import config as configuration
 from pipeline.backend import Backend
 from pipeline.config import Config
-from pipeline.errors import ModelError
+from pipeline.errors import EventgrainError
 from pipeline.features import table as features
 from pipeline.features.context import define, describe
 from pipeline.features.preparation import context_of
@@ -29,6 +30,7 @@ from pipeline.features.samples import HOLDOUT, TRAIN, VALIDATION, SampleRequest
 from pipeline.features.spec import FeatureSpec
 from pipeline.features.trailing import ContextSpec, Counts
 from pipeline.learning import drift, gate, levels, registry
+from pipeline.learning.champion import SAW, columns, saw
 from pipeline.options import UNITS
 from pipeline.progress import Progress
 
@@ -282,14 +284,21 @@ class Pool:
             version = registry.current(self.models, None)
             if version is None:
                 return None
-            model, spec, _ = registry.load_version(self.models, None, version)
-        except ModelError as error:
+            model, spec, card = registry.load_version(self.models, None, version)
+            theirs = configuration.load(registry.version_dir(self.models, None, version) / "config.yaml")
+        except EventgrainError as error:
             return gate.Champion(version or "damaged", why_not={"": str(error)})
         learned = frozenset(head.name for head in model.heads if head.name not in model.notes)
-        names = [head.name for head in model.heads]
-        if spec != table.spec or names != list(self.config.outcomes):
-            return gate.Champion(version, learned, why_not={"": "it has other features or outcomes"})
-        return gate.Champion(version, learned, self._predict(model, table, slices)[holdout].astype(np.float64))
+        if spec != table.spec:
+            return gate.Champion(version, learned, why_not={"": "it has other features"})
+        if saw(theirs, card, SampleRequest.from_config(self.config, "", self._end(), "train")):
+            return gate.Champion(version, learned, why_not={"": SAW})
+        p = self._predict(model, table, slices)[holdout].astype(np.float64)
+        return gate.Champion(version, learned, *columns(self.config, theirs, model, p))
+
+    def _end(self) -> int:
+        """Where the data of the client that goes on longest end, as the card says it."""
+        return max(self.as_of(client) for client in self.store.clients())
 
     def _save(
         self,
@@ -300,7 +309,6 @@ class Pool:
         clients: int,
         counts: tuple[int, int, int],
     ) -> str:
-        ends = [self.as_of(client) for client in self.store.clients()]
         return registry.save_version(
             self.models,
             None,
@@ -309,7 +317,7 @@ class Pool:
             self.config,
             metrics,
             snapshot=self.store.version(),
-            as_of=str(np.datetime_as_string(np.datetime64(max(ends), "us"), timezone="UTC")),
+            as_of=str(np.datetime_as_string(np.datetime64(self._end(), "us"), timezone="UTC")),
             facts={
                 "clients": clients,
                 "rows": dict(zip(("training", "validation", "hold-out"), counts, strict=True)),
