@@ -108,7 +108,7 @@ def _began(start: Mapping[str, Any] | None) -> str | None:
         return None
     return (
         f"training began from a network that had learned from {start['rows']:,} rows of {start['clients']:,} clients "
-        f"together (SHA-256 of its weights: {start['sha256'][:16]}); `model.pretrain` switches that off"
+        f"together (SHA-256 of its weights: {start['sha256'][:16]}); model.pretrain switches that off"
     )
 
 

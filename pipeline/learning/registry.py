@@ -23,6 +23,7 @@ import re
 import shutil
 import tempfile
 import urllib.parse
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -335,8 +336,11 @@ def _pack(weights: Mapping[str, np.ndarray]) -> bytes:
 
 
 def _unpack(data: bytes) -> dict[str, np.ndarray]:
-    with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ModelError(f"the weights of the model version cannot be read ({error}); train again") from None
 
 
 def _json(values: Mapping[str, Any]) -> bytes:

@@ -59,7 +59,9 @@ def test_clients_begin_from_what_all_of_them_taught(wanted: list[Training], tmp_
     card = json.loads((folder / "card.json").read_text())
     assert card["training"]["start"] == start.about
     said = f"a network that had learned from {start.about['rows']:,} rows of 2 clients together"
-    assert said in (folder / "card.md").read_text()
+    written = (folder / "card.md").read_text()
+    assert said in written
+    assert "; model.pretrain switches that off\n" in written
     model, _, _ = registry.load_version(tmp_path / "models", "other", small.version)
     assert model.start == start.about
     assert registry.clients(tmp_path / "models") == ["other"]

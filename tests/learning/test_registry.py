@@ -106,6 +106,29 @@ def test_other_weights_with_a_mended_card_are_refused(tmp_path: Path, model: Tra
         registry.load_current(tmp_path, "acme")
 
 
+@pytest.mark.parametrize("what", ["objects", "no archive", "nothing"])
+def test_weights_that_are_no_numbers_are_refused_though_every_digest_is_right(
+    what: str, tmp_path: Path, model: TrainedModel
+) -> None:
+    import hashlib
+    import io
+
+    made = io.BytesIO()
+    np.savez(made, a=np.array([{"not": "numbers"}], dtype=object))
+    weights = {"objects": made.getvalue(), "no archive": b"PK\x03\x04 cut", "nothing": b""}[what]
+    version = save(tmp_path, model)
+    folder = registry.client_dir(tmp_path, "acme") / version
+    (folder / "weights.npz").write_bytes(weights)
+    card = json.loads((folder / "card.json").read_text())
+    card["sha256"]["weights.npz"] = hashlib.sha256(weights).hexdigest()
+    text = json.dumps(card).encode()
+    (folder / "card.json").write_bytes(text)
+    forged = version[:-16] + hashlib.sha256(text).hexdigest()[:16]
+    folder.rename(folder.with_name(forged))
+    with pytest.raises(ModelError, match="weights of the model version cannot be read"):
+        registry.load_version(tmp_path, "acme", forged)
+
+
 def test_current_is_the_latest_activated(tmp_path: Path, model: TrainedModel) -> None:
     first = save(tmp_path, model)
     second = registry.save_version(tmp_path, "acme", model, SPEC, Config(), {"other": 1}, activate=False)
