@@ -110,7 +110,8 @@ def _stamp(info: Any) -> str:
 def find_files(uri: str) -> tuple[Any, list[Found]]:
     """All Parquet files below a folder, matching a glob, or the one file named, sorted by path.
 
-    Names that start with ``_`` or ``.`` below a folder are not data, by the convention of Parquet writers.
+    Names that start with ``_`` or ``.`` below a folder are not data, by the convention of Parquet writers. A file that
+    symbolic links show under several names is found once.
 
     Raises:
         SourceError: nothing there, nothing readable, or no Parquet file.
@@ -121,6 +122,8 @@ def find_files(uri: str) -> tuple[Any, list[Found]]:
     except (OSError, pa.ArrowException) as error:
         raise SourceError(f"source.path: cannot list {uri!r}: {_why(str(error))}") from None
     local = isinstance(fs, pafs.LocalFileSystem)
+    if local:
+        infos = _once(infos)
     prefix = "" if local else uri.partition("://")[0] + "://"
     found = []
     for info in infos:
@@ -136,6 +139,20 @@ def find_files(uri: str) -> tuple[Any, list[Found]]:
             "Give a folder that holds some, a glob, or one file"
         )
     return filesystem(uri)[0], sorted(found, key=lambda f: f.name)
+
+
+def _once(infos: list[Any]) -> list[Any]:
+    """Each file once, where symbolic links show it under several names: by its own, or else the shortest."""
+    folders: dict[str, str] = {}
+    found: dict[str, Any] = {}
+    for info in sorted(infos, key=lambda i: (os.path.islink(i.path), len(i.path), i.path)):  # noqa: PTH114
+        folder, name = os.path.split(info.path)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        link = os.path.islink(info.path)  # noqa: PTH114
+        real = os.path.realpath(info.path) if link else f"{folders[folder]}/{name}"
+        found.setdefault(real, info)
+    return list(found.values())
 
 
 def _why(text: str) -> str:

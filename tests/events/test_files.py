@@ -34,6 +34,21 @@ def test_folders_globs_and_files(tmp_path: Path) -> None:
         find_files(str(tmp_path / "a/*.csv"))
 
 
+def test_a_file_that_links_show_again_is_found_once(tmp_path: Path) -> None:
+    """A link to a file beside it, to a folder around it, and to another folder; names are as the user wrote them."""
+    for name in ("real/a/1.parquet", "real/a/2.parquet", "else/3.parquet"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "real/a/0.parquet").symlink_to("2.parquet")
+    (tmp_path / "real/a/loop").symlink_to("..")
+    (tmp_path / "real/far").symlink_to(tmp_path / "else")
+    (tmp_path / "root").symlink_to("real")
+    for root in ("real", "root"):
+        found = [str(Path(f.name).relative_to(tmp_path)) for f in find_files(str(tmp_path / root))[1]]
+        assert found == [f"{root}/{name}" for name in ("a/1.parquet", "a/2.parquet", "far/3.parquet")]
+    assert len(find_files(str(tmp_path / "real/**/*.parquet"))[1]) == 3
+
+
 def test_any_fsspec_uri(tmp_path: Path) -> None:
     fsspec = pytest.importorskip("fsspec")
     rows = random_rows(60)
