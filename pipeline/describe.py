@@ -88,15 +88,18 @@ def _of_models(config: Config, client: str | None, model: str) -> dict[str, Feat
     from pipeline.learning import registry
 
     models = config.run_dir / "models"
+    pooled = [f"{registry.POOLED}/{version}" for version in registry.versions(models, None)]
     found, known = {}, []
     for name in _chosen(client, registry.clients(models), f"the run {config.name!r}"):
         version = registry.current(models, name) if model == "current" else model
-        versions = registry.versions(models, name)
+        versions = [*registry.versions(models, name), *pooled]
         known += versions
         if version in versions:
             found[name] = registry.specification(models, name, version)
     if not found:
-        raise ConfigError(f"there is no model version {model!r} in {models}; {did_you_mean(model, known)}")
+        raise ConfigError(
+            f"there is no model version {model!r} in {models}; {did_you_mean(model, known) or 'run train first'}"
+        )
     return found
 
 

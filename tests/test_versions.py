@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +121,20 @@ def test_a_damaged_current_is_mended_by_hand(
     assert command(tmp_path, "--client", "acme", "--use", run["retired"]) == 0
     assert f"acme: {run['retired']} is in use; before it damaged: " in capsys.readouterr().out
     assert registry.current(models, "acme") == run["retired"]
+
+
+def test_the_features_of_each_clients_model_are_described(
+    run: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of one that the pooled model serves they are that model's, by the name that ``models`` lists too."""
+
+    def described(*arguments: str) -> int:
+        return main(["describe", "--json", *arguments, f"runs={tmp_path}"])
+
+    features = json.loads(SPEC.to_json())
+    assert described("--model", "current") == 0
+    assert json.loads(capsys.readouterr().out) == dict.fromkeys(("acme", "tiny"), features)
+    assert described("--model", f"@pooled/{run['pooled']}", "--client", "tiny") == 0
+    assert json.loads(capsys.readouterr().out) == {"tiny": features}
+    assert main(["describe", "--model", "current", f"runs={tmp_path}/none"]) == 2
+    assert capsys.readouterr().err.strip().endswith("run train first")
