@@ -86,6 +86,10 @@ def _number_or_auto(value: object) -> object:
     raise ValueError("write a number from 1 on, or auto")
 
 
+def _off(value: object) -> object:
+    return "off" if value is False else value  # YAML reads a bare off as false
+
+
 def as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
@@ -95,6 +99,7 @@ TimeZone = Annotated[str, AfterValidator(_timezone)]
 Names = Annotated[list[str], BeforeValidator(as_list), Field(min_length=1)]
 NumberOrAuto = Annotated[int | Literal["auto"], BeforeValidator(_number_or_auto)]
 Share = Annotated[float, Field(ge=0, le=1)]
+RuleAction = Annotated[Literal["reject", "flag", "warn", "fail", "off"], BeforeValidator(_off)]
 
 
 class Section(BaseModel):
@@ -132,6 +137,16 @@ class Source(Section):
     carry: list[str] = []  # further source columns to keep
     on_error: Literal["quarantine", "fail"] = "quarantine"  # a file that cannot be taken is set aside, or an error
     truth: str | None = None  # a simulated log's true probabilities; read when a model is evaluated, never to learn
+
+    @field_validator("kinds")
+    @classmethod
+    def _one_kind(cls, kinds: dict[str, list[str]]) -> dict[str, list[str]]:
+        of: dict[str, str] = {}
+        for kind, names in kinds.items():
+            for name in names:
+                if of.setdefault(name, kind) != kind:
+                    raise ValueError(f"{name!r} is listed for two kinds, {of[name]!r} and {kind!r}: leave it in one")
+        return kinds
 
 
 class Simulate(Section):
@@ -214,7 +229,7 @@ class Split(Section):
 class Quality(Section):
     """What the validation rules tolerate. A rule's action: reject, flag, warn, fail or off."""
 
-    actions: dict[str, Literal["reject", "flag", "warn", "fail", "off"]] = {}  # rule -> action, over the defaults
+    actions: dict[str, RuleAction] = {}  # rule -> action, over the defaults
     fail_above: Share = 0.2  # fail the run when more than this share of a batch's rows is rejected
     earliest: dt.date = dt.date(2000, 1, 1)
     future: Duration = 1 * UNITS["d"]  # a time further ahead of its arrival than this is impossible

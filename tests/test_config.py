@@ -78,6 +78,10 @@ def test_a_duration_without_a_unit_is_refused() -> None:
         ("tune.space.batch_size=[512, 512]", "none of them twice"),
         ("tune.space.dropout={low: 0, high: 1}", "write a value, a list of values"),
         ("tune.space.imbalance=[none, downsample]", "tune.space.imbalance"),
+        (
+            "source={path: x, columns: {subscriber: u, ts: t, event: e}, kinds: {send: [a], open: [b, a]}}",
+            "two kinds, 'send'",
+        ),
         ("epochs", "write key=value"),
         ("=5", "write key=value"),
         ("model.epochs=[", "not YAML"),
@@ -88,6 +92,11 @@ def test_wrong_options_are_named(override: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load(None, [override])
     assert message in str(caught.value)
+
+
+def test_a_bare_off_is_no_boolean() -> None:
+    config = load(None, ["quality.actions={late_arrival: off}", "tracking.mlflow=off"])
+    assert (config.quality.actions, config.tracking.mlflow) == ({"late_arrival": "off"}, "off")
 
 
 def test_wrong_files_are_named(tmp_path: Path) -> None:
