@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -91,7 +92,8 @@ def prepare(
     prepared.arrivals = _arrivals(rows, arrival)
     offset = sum(file.group_rows[: unit.first])
     for name, hits in verdict.hits.items():
-        examples = _examples(table, hits[: config.quality.keep_examples], file.name, screened.numbers + offset)
+        first = hits[: config.quality.keep_examples]
+        examples = _examples(table, rows, columns["ts"], first, file.name, screened.numbers + offset)
         prepared.results[name] = book.found(name, rows.ingested_at[hits], examples)
     _count_clients(prepared, rows.client, verdict.rejected_by)
     _count_screened(prepared, screened)
@@ -133,15 +135,27 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-def _examples(table: Any, rows: np.ndarray, file: str, numbers: np.ndarray) -> list[dict[str, Any]]:
+def _examples(
+    table: Any, rows: Checked, times: Any, hits: np.ndarray, file: str, numbers: np.ndarray
+) -> list[dict[str, Any]]:
+    """``hits``: positions of a file's rows; ``times``: the times as the file has them."""
     names = ("client", "subscriber", "event", "event_id")
     found = []
-    for i in rows.tolist():
+    for i in hits.tolist():
         example: dict[str, Any] = {"file": file, "row": int(numbers[i])}
         example |= {n: table.column(n)[i].as_py() for n in names}
-        example["ts"] = readable(table.column("ts")[i].as_py())
+        example["ts"] = _time(rows, times, i)
         found.append(example)
     return found
+
+
+def _time(rows: Checked, times: Any, i: int) -> str | None:
+    if rows.ts_null[i]:
+        return None
+    if rows.ts_bad[i]:
+        with contextlib.suppress(ValueError, OverflowError):  # of a time beyond Python's calendar
+            return str(times[i].as_py())
+    return readable(int(rows.ts[i]))
 
 
 def readable(us: int) -> str:

@@ -163,6 +163,7 @@ def test_quarantine_adds_up(tmp_path: Path, backend: Backend) -> None:
     result = {r.name: r for r in report.rules}
     assert result["unknown_kind"].examples[0]["row"] == 207
     assert result["unknown_kind"].share == pytest.approx(1 / 210)
+    assert result["null_ts"].examples[0]["ts"] is None
 
 
 @pytest.mark.parametrize("action", ["reject", "flag"])
