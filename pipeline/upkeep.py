@@ -155,9 +155,11 @@ def _shares_store(folder: Path, config: Config) -> bool:
 
 
 def _old_results(config: Config, run_dir: Path) -> list[tuple[str, Path, int]]:
-    """Files that old versions of the result tables need, and what killed processes left in the run directory."""
+    """Files that only old versions of the results need, and what killed processes left in the run directory."""
     from deltalake import DeltaTable
     from deltalake.exceptions import DeltaError
+
+    from pipeline.learning.pretraining import HOME, UNFINISHED
 
     found: list[tuple[str, Path, int]] = []
     hours = max(config.keep_snapshots // UNITS["h"], 0)
@@ -174,6 +176,10 @@ def _old_results(config: Config, run_dir: Path) -> list[tuple[str, Path, int]]:
         found.append(_sized("temporary files", path))
     for path in run_dir.glob("models/*/.new-*/*"):
         found.append(_sized("temporary files", path))
+    # Of these only the last can still be what a training goes on from.
+    networks = [p for p in (run_dir / "models" / HOME).glob("*") if not p.name.startswith(UNFINISHED)]
+    for path in sorted(networks, key=lambda p: p.stat().st_mtime_ns)[:-1]:
+        found.append(_sized("earlier pretrained networks", path))
     return found
 
 

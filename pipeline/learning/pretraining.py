@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pipeline.learning.start import Start
 
 HOME = "@pretrained"  # below a run's models; no client's folder can be called so
+UNFINISHED = "unfinished"  # in it: where the one that is being made is kept
 LACKING = (ConfigError, DataError, TooLittleError)  # a client that cannot take part; its own training says why
 
 
@@ -106,7 +107,7 @@ def pretrain(trainings: Sequence[Training], config: Config) -> Pretrained | None
     if len(parts) < 2:
         return None
     names = list(dict.fromkeys(name for part in parts for name in part.names))
-    found.save(_trained(parts, names, config, settings, found.path.with_name("unfinished")), names)
+    found.save(_trained(parts, names, config, settings, found.path.with_name(UNFINISHED)), names)
     return found
 
 

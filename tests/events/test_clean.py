@@ -103,6 +103,18 @@ def test_orphans_go_and_the_store_stays(tmp_path: Path, capsys: pytest.CaptureFi
     assert ingest(settings, PANDAS).rows_in == 0
 
 
+def test_of_pretrained_networks_the_last_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings, _ = filled(tmp_path)
+    home = settings.run_dir / "models" / "@pretrained"
+    home.mkdir(parents=True)
+    for i, name in enumerate(["b", "unfinished", "c", "a"]):
+        (home / name).write_bytes(b"x" * 5)
+        os.utime(home / name, (i, i))
+    upkeep.clean(settings)
+    assert paths(home) == {"a", "unfinished"}
+    assert "removed 2 files, 10 bytes" in capsys.readouterr().out
+
+
 def test_old_snapshots_go_unless_they_are_young_or_cited(tmp_path: Path) -> None:
     settings, every = filled(tmp_path)
     old = EventStore(settings.store_uri)
