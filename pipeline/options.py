@@ -253,6 +253,13 @@ class Quality(Section):
     new_campaign_share: Share = 0.5  # the same of a campaign, which is new once anyway
     keep_examples: int = 5
 
+    @field_validator("value_range")
+    @classmethod
+    def _ascending(cls, found: tuple[float, float] | None) -> tuple[float, float] | None:
+        if found is not None and not found[0] <= found[1]:
+            raise ValueError(f"the least value comes first: {found[0]:g} is not at most {found[1]:g}")
+        return found
+
     @field_validator("machine_addresses")
     @classmethod
     def _networks(cls, names: list[str]) -> list[str]:

@@ -82,6 +82,7 @@ def test_a_duration_without_a_unit_is_refused() -> None:
             "source={path: x, columns: {subscriber: u, ts: t, event: e}, kinds: {send: [a], open: [b, a]}}",
             "two kinds, 'send'",
         ),
+        ("quality.value_range=[2, 1]", "quality.value_range: the least value comes first"),
         ("epochs", "write key=value"),
         ("=5", "write key=value"),
         ("model.epochs=[", "not YAML"),

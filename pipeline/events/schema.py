@@ -295,10 +295,15 @@ def to_id(array: Any, column: str, where: str) -> Any:
 
 def _whole(array: Any, column: str, where: str) -> Any:
     floats = numpy_of(array.cast(pa.float64()), 0.0)
-    if not bool((np.isfinite(floats) & (np.abs(floats) < 2.0**53) & (floats == np.rint(floats))).all()):
-        raise SourceError(
-            f"column {column!r} in {where} is {array.type} with fractions; an id must be text or a whole number"
-        )
+    for wrong, what in (
+        (~np.isfinite(floats), "NaN or infinities"),
+        (floats != np.rint(floats), "fractions"),
+        (np.abs(floats) >= 2.0**53, "numbers of 2^53 and more, of which several integers share one"),
+    ):
+        if bool(wrong.any()):
+            raise SourceError(
+                f"column {column!r} in {where} is {array.type} with {what}; an id must be text or a whole number"
+            )
     return pa.array(floats.astype(np.int64), mask=nulls(array))
 
 

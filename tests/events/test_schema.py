@@ -102,8 +102,9 @@ def test_values_are_exact_micro_units() -> None:
 def test_ids_and_kinds() -> None:
     assert to_id(pa.array([1.0, None, 3.0]), "c", "'f'").to_pylist() == [1, None, 3]
     assert to_id(pa.array([2**64 - 1], pa.uint64()), "c", "'f'").to_pylist() == [str(2**64 - 1)]
-    with pytest.raises(SourceError, match="fractions"):
-        to_id(pa.array([1.5]), "c", "'f'")
+    for value, problem in ((1.5, "fractions"), (math.nan, "NaN"), (-(2.0**53), "several integers share")):
+        with pytest.raises(SourceError, match=problem):
+            to_id(pa.array([1.0, value]), "c", "'f'")
     with pytest.raises(SourceError, match="an id must be text"):
         to_id(pa.array([[1]]), "c", "'f'")
     kinds = canonical_kinds(
