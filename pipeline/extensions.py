@@ -20,6 +20,7 @@ import inspect
 import re
 import runpy
 import textwrap
+import tokenize
 import traceback
 import types
 from collections.abc import Callable, Sequence
@@ -233,6 +234,6 @@ def _instructions(code: types.CodeType) -> tuple[object, ...]:
 def _digest(function: Callable[[Any], Any], *options: object) -> str:
     try:
         text = textwrap.dedent(inspect.getsource(function))
-    except (OSError, TypeError):  # typed into a terminal
+    except (OSError, TypeError, SyntaxError, tokenize.TokenError):  # typed into a terminal, or its file is another now
         text = repr(_instructions(function.__code__)) if hasattr(function, "__code__") else repr(function)
     return hashlib.sha256(f"{text}\0{options}".encode()).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,9 +102,10 @@ def test_every_aggregate_agrees_with_plain_python(
         assert dict(zip(aggregates.names, row, strict=True)) == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
-def test_the_readme_s_example(backend: Backend) -> None:
+def test_the_readme_s_example(backend: Backend, tmp_path: Path) -> None:
     (code,) = re.findall(r"```python\n(import pipeline\s+@pipeline\.feature.*?)```", README.read_text(), re.DOTALL)
-    exec(compile(code, "README.md", "exec"), {})
+    (tmp_path / "own.py").write_text(code)
+    runpy.run_path(str(tmp_path / "own.py"))
     weekend = lambda e: e.event == "open" and e.ts // DAY % 7 in (2, 3)  # noqa: E731  (1970-01-01 was a Thursday)
     expected = [
         sum(weekend(e) for e in LOG if e.key == s.key and s.ts - 30 * DAY <= e.ts < s.ts)
@@ -112,6 +114,13 @@ def test_the_readme_s_example(backend: Backend) -> None:
     ]
     assert table(backend, LOG)["weekend_opens_30d"] == expected
     assert max(expected) > 0
+
+
+def test_a_feature_whose_file_was_changed_since_it_was_read(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("\n@(\ndef ones(\n")
+    code = "import pipeline\n@pipeline.feature(windows=['9d'])\ndef ones(frame):\n    return 1"
+    exec(compile(code, str(tmp_path / "own.py"), "exec"), {})
+    assert [feature.name for feature in extensions.features()] == ["ones"]
 
 
 def test_what_one_gives_in_pandas_ways(backend: Backend) -> None:
