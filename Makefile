@@ -37,7 +37,7 @@ setup: $(installed)  ## install into .venv what the lock file names (GPU=1: the 
 run: $(installed)  ## the main job, end to end: a demo log to runs/demo/report.html (ARGS=... passes options on)
 	$(python) -m pipeline.run $(ARGS)
 
-# Two processes whose libraries take all cores each wait for one another, spinning: two to five times the CPU time.
+# Two processes whose libraries take all cores each wait for one another, spinning: more than twice the CPU time.
 test: export OMP_NUM_THREADS ?= 1
 test: $(installed)  ## the tests (ARGS=... passes options on to pytest)
 	$(python) -m pytest $(parallel) $(ARGS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import glob as globbing
 import hashlib
 import os
@@ -142,16 +143,17 @@ def find_files(uri: str) -> tuple[Any, list[Found]]:
 
 
 def _once(infos: list[Any]) -> list[Any]:
-    """Each file once, where symbolic links show it under several names: by its own, or else the shortest."""
-    folders: dict[str, str] = {}
+    """Each file once, where symbolic links show it under several names: by its own, so that a link that is made later
+    does not rename what was ingested; or else by the one with the fewest links."""
+
+    @functools.cache
+    def links(path: str) -> int:
+        above = os.path.dirname(path)  # noqa: PTH120
+        return os.path.islink(path) + (links(above) if above != path else 0)  # noqa: PTH114
+
     found: dict[str, Any] = {}
-    for info in sorted(infos, key=lambda i: (os.path.islink(i.path), len(i.path), i.path)):  # noqa: PTH114
-        folder, name = os.path.split(info.path)
-        if folder not in folders:
-            folders[folder] = os.path.realpath(folder)
-        link = os.path.islink(info.path)  # noqa: PTH114
-        real = os.path.realpath(info.path) if link else f"{folders[folder]}/{name}"
-        found.setdefault(real, info)
+    for info in sorted(infos, key=lambda i: (links(i.path), len(i.path), i.path)):
+        found.setdefault(os.path.realpath(info.path), info)
     return list(found.values())
 
 

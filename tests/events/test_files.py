@@ -42,11 +42,14 @@ def test_a_file_that_links_show_again_is_found_once(tmp_path: Path) -> None:
     (tmp_path / "real/a/0.parquet").symlink_to("2.parquet")
     (tmp_path / "real/a/loop").symlink_to("..")
     (tmp_path / "real/far").symlink_to(tmp_path / "else")
+    (tmp_path / "real/b").symlink_to("long")
+    (tmp_path / "real/long").mkdir()
+    (tmp_path / "real/long/4.parquet").write_bytes(b"x")
     (tmp_path / "root").symlink_to("real")
     for root in ("real", "root"):
         found = [str(Path(f.name).relative_to(tmp_path)) for f in find_files(str(tmp_path / root))[1]]
-        assert found == [f"{root}/{name}" for name in ("a/1.parquet", "a/2.parquet", "far/3.parquet")]
-    assert len(find_files(str(tmp_path / "real/**/*.parquet"))[1]) == 3
+        assert found == [f"{root}/{n}" for n in ("a/1.parquet", "a/2.parquet", "far/3.parquet", "long/4.parquet")]
+    assert len(find_files(str(tmp_path / "real/**/*.parquet"))[1]) == 4
 
 
 def test_any_fsspec_uri(tmp_path: Path) -> None:
