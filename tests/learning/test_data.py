@@ -24,6 +24,7 @@ from pipeline.learning.client import train_client
 from pipeline.learning.data import AtOnce, TrainingData, chunk_rows, training_data
 from pipeline.learning.registry import client_dir, load_current, versions
 from pipeline.learning.snapshot import Snapshot, Training
+from tests.learning.epochs import count_epochs
 
 OPTIONS = (
     "simulate.events=60000 simulate.days=120 simulate.clients=1 windows=[7d,30d] model.epochs=6 model.patience=6 "
@@ -155,16 +156,7 @@ def test_a_killed_run_goes_on_from_where_it_was(
     unfinished = client_dir(tmp_path / "killed", client) / "unfinished"
     assert unfinished.exists()
     assert versions(tmp_path / "killed", client) == []
-    from pipeline.learning.trainer import Trainer
-
-    learned: list[int] = []
-    learn = Trainer.learn
-
-    def counted(self: Any, epoch: int, *others: Any) -> float:
-        learned.append(epoch)
-        return learn(self, epoch, *others)
-
-    monkeypatch.setattr(Trainer, "learn", counted)
+    learned = count_epochs(monkeypatch)
     models = []
     for place in ("killed", "whole"):
         train_client(Training(Snapshot.of(store, config), client, as_of, tmp_path / place))

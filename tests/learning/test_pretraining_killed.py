@@ -18,6 +18,7 @@ from pipeline.learning.checkpoint import Checkpoint
 from pipeline.learning.pretraining import Pretrained, pretrain
 from pipeline.learning.snapshot import Snapshot, Training
 from pipeline.learning.trainer import Trainer
+from tests.learning.epochs import count_epochs
 from tests.learning.logs import open_log
 
 WHERE = Path(__file__).parents[2]
@@ -56,14 +57,7 @@ def test_a_killed_pretraining_goes_on_from_where_it_was(tmp_path: Path, monkeypa
     assert done.returncode == -signal.SIGKILL, done.stderr
     home = tmp_path / "killed" / "@pretrained"
     assert [path.name for path in home.iterdir()] == ["unfinished"]
-    learned: list[int] = []
-    learn = Trainer.learn
-
-    def counted(self: Any, epoch: int, *others: Any) -> float:
-        learned.append(epoch)
-        return learn(self, epoch, *others)
-
-    monkeypatch.setattr(Trainer, "learn", counted)
+    learned = count_epochs(monkeypatch)
     config = load(str(file))
     resumed, whole = (pretrained(config, tmp_path / place) for place in ("killed", "whole"))
     assert learned == [3, 4, 1, 2, 3, 4]
