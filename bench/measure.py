@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from bench import log as logs
 from bench.memory import Keeper, Peak, Tree
 from bench.workloads import Ids, Task, digest, idioms
@@ -49,6 +51,11 @@ class Job:
         return f"{self.workload}: {self.engine}, {self.idiom}"
 
 
+def stolen_seconds() -> float:
+    """What the host of this virtual machine has kept from its cores since it started; 0 where that is not told."""
+    return float(getattr(psutil.cpu_times(), "steal", 0.0))
+
+
 def store_of(job: Job) -> Path:
     return Path(job.data) / f"store-{job.ids}-{job.events}"
 
@@ -67,9 +74,9 @@ def _child(job: Job, folder: Path) -> None:
             raise SystemExit("the bench that started this measurement is gone")
         time.sleep(0.005)
     with Peak() as peak:
-        used, began = tree.cpu_seconds(), time.perf_counter()
+        used, taken, began = tree.cpu_seconds(), stolen_seconds(), time.perf_counter()
         result = idiom.run(task, session)
-        seconds, cpu = time.perf_counter() - began, tree.cpu_seconds() - used
+        seconds, cpu, stolen = time.perf_counter() - began, tree.cpu_seconds() - used, stolen_seconds() - taken
     (folder / "ended").touch()
     found = None
     if job.check:
@@ -78,6 +85,7 @@ def _child(job: Job, folder: Path) -> None:
     out = {
         "seconds": seconds,
         "cpu_seconds": cpu,
+        "stolen_seconds": stolen,
         "compile_seconds": compiled,
         "peak_rss_bytes": peak.bytes,
         "digest": found,
@@ -108,8 +116,9 @@ def measure(job: Job, keeper: Keeper, limit: float, memory_limit: int) -> dict[s
         keeper: of the memory that is warm when the clock starts; limit: seconds on the clock, memory_limit: resident
         bytes of the process tree, beyond which it is stopped.
     Returns:
-        ``outcome`` ("finished", or what stopped it), and, where it finished, seconds, cpu_seconds, compile_seconds,
-        peak_rss_bytes and digest (None where the job asks for none).
+        ``outcome`` ("finished", or what stopped it), and, where it finished, seconds, cpu_seconds, stolen_seconds (in
+        which a virtual machine's cores were to run and its host let them wait), compile_seconds, peak_rss_bytes and
+        digest (None where the job asks for none).
     """
     with tempfile.TemporaryDirectory(dir=job.data, prefix=SCRATCH, ignore_cleanup_errors=True) as name:
         folder = Path(name)

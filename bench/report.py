@@ -83,6 +83,7 @@ def result(job: Job, runs: list[dict[str, Any]], reference: dict[str, Any] | Non
         "seconds": [r["seconds"] for r in finished],
         "median_seconds": statistics.median(r["seconds"] for r in finished) if finished else None,
         "cpu_seconds": [r["cpu_seconds"] for r in finished],
+        "stolen_seconds": [r["stolen_seconds"] for r in finished],
         "compile_seconds": [r["compile_seconds"] for r in finished],
         "peak_rss_bytes": max(r["peak_rss_bytes"] for r in runs),
     }

@@ -168,4 +168,4 @@ def _names(rows: np.ndarray, flags: np.ndarray, n: int, book: Rulebook) -> Any:
     texts = [",".join(n for i, n in enumerate(book.flags) if value >> i & 1) for value in distinct.tolist()]
     index = np.full(n, -1, dtype=np.int32)
     index[rows] = np.where(flags != 0, inverse, -1)
-    return pa.DictionaryArray.from_arrays(pa.array(index, mask=index < 0), pa.array(texts, pa.string()))
+    return pa.DictionaryArray.from_arrays(pa.array(index, mask=index < 0), pa.array(texts, pa.string()), safe=False)

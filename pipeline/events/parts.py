@@ -102,7 +102,8 @@ class Sorter:
                 taken[name] = array.cast(pa.string())
         arrived = rows.numbers("ingested_at", final)
         taken["ingested_at"] = pa.array(arrived).view(TIME)
-        taken["batch"] = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(final), np.int32)), pa.array([self.run]))
+        only = pa.array(np.zeros(len(final), np.int32))
+        taken["batch"] = pa.DictionaryArray.from_arrays(only, pa.array([self.run]), safe=False)
         flagged = flag_rows(
             sorted_key,
             sorted_ts,

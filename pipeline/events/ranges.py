@@ -40,7 +40,9 @@ class Blocks:
             for i in range(len(self._free) - 1, -1, -1):
                 if size <= len(self._free[i]) <= 2 * size + BLOCK:
                     return self._free.pop(i)
-        return np.empty(-(-size // BLOCK) * BLOCK, dtype=np.uint8)
+        size = -(-size // BLOCK) * BLOCK
+        raw = np.empty(size + BLOCK, dtype=np.uint8)
+        return raw[-raw.ctypes.data % BLOCK :][:size]  # NumPy asks for huge pages: these begin at their multiples
 
     def give(self, blocks: list[np.ndarray]) -> None:
         """Take blocks back; nothing may use them any more."""

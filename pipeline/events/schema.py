@@ -315,7 +315,9 @@ def canonical_kinds(category: Any, kinds: Mapping[str, list[str]]) -> Any:
     if distinct == values and values == category.dictionary.to_pylist():
         return category
     lookup = pa.array([distinct.index(v) for v in values], pa.int32())
-    return pa.DictionaryArray.from_arrays(pc.take(lookup, category.indices), pa.array(distinct, pa.string()))
+    return pa.DictionaryArray.from_arrays(
+        pc.take(lookup, category.indices), pa.array(distinct, pa.string()), safe=False
+    )
 
 
 def microseconds(value: str | int | dt.datetime | dt.date | None) -> int | None:

@@ -120,23 +120,27 @@ def judge(past: Past, batch: Mapping[str, Tally], quality: Quality, book: Rulebo
             if part:
                 add_tally(together, part)
         begun = before["happened"] if before else ""
-        known = sorted(day for day in together["days"] if day < one["happened"])
-        for day in known:
+        days = {day: {kind: sum(pair) for kind, pair in kinds.items()} for day, kinds in together["days"].items()}
+        for day in sorted(day for day in days if day < one["happened"]):
             if day >= begun:  # the days before were judged when their batch came
-                _day(results, client, day, together["days"], quality)
+                _day(results, client, day, days, quality)
     return results
 
 
-def _day(results: dict[str, RuleResult], client: str, day: str, days: Mapping[str, Any], quality: Quality) -> None:
+def _day(
+    results: dict[str, RuleResult], client: str, day: str, days: Mapping[str, Mapping[str, int]], quality: Quality
+) -> None:
+    """Judge one day; days: ISO date -> kind -> rows."""
     end = dt.date.fromisoformat(day)
     if end.toordinal() <= TRAILING:
         return
     dates = [(end - dt.timedelta(days=back)).isoformat() for back in range(TRAILING, 0, -1)]
     first = min(days)
-    trailing = [{k: sum(pair) for k, pair in days.get(d, {}).items()} for d in dates if d >= first]
+    nothing: Mapping[str, int] = {}
+    trailing = [days.get(d, nothing) for d in dates if d >= first]
     if sum(bool(t) for t in trailing) < LEAST_DAYS:
         return
-    today = {k: sum(pair) for k, pair in days[day].items()}
+    today = days[day]
     sizes, size = [sum(t.values()) for t in trailing], sum(today.values())
     for kind in sorted({*today, *(k for t in trailing for k in t)}):
         rows, before = today.get(kind, 0), [t.get(kind, 0) for t in trailing]

@@ -98,14 +98,16 @@ def _compact(codes: np.ndarray, dictionary: Any) -> Any:
     None where that would not halve it."""
     if len(dictionary) > 2 * len(codes):
         used, inverse = np.unique(codes, return_inverse=True)
-        return pa.DictionaryArray.from_arrays(pa.array(inverse.astype(np.int32)), dictionary.take(pa.array(used)))
+        return pa.DictionaryArray.from_arrays(
+            pa.array(inverse.astype(np.int32)), dictionary.take(pa.array(used)), safe=False
+        )
     counts = kernels().code_counts(codes, len(dictionary))
     used = np.flatnonzero(counts)
     if 2 * len(used) > len(dictionary):
         return None
     number = np.zeros(len(dictionary), dtype=np.int32)
     number[used] = np.arange(len(used), dtype=np.int32)
-    return pa.DictionaryArray.from_arrays(pa.array(number.take(codes)), dictionary.take(pa.array(used)))
+    return pa.DictionaryArray.from_arrays(pa.array(number.take(codes)), dictionary.take(pa.array(used)), safe=False)
 
 
 def _slice(array: Any, first: int, rows: int) -> Any:
@@ -153,7 +155,9 @@ def write_file(
             d0, d1 = int(ordinal[first]), int(ordinal[last - 1]) + 1
             codes, ids = pa.array(ordinal[first:last] - np.int32(d0)), subscribers.slice(d0, d1 - d0)
             arrays = {name: _slice(array, first, last - first) for name, array in columns.items()}
-            arrays["subscriber"] = pa.DictionaryArray.from_arrays(codes, ids) if repeated else ids.take(codes)
+            arrays["subscriber"] = (
+                pa.DictionaryArray.from_arrays(codes, ids, safe=False) if repeated else ids.take(codes)
+            )
             table = pa.Table.from_arrays([arrays[n] for n in names], schema=written)
             writer.write_table(table, row_group_size=last - first)
     data = sink.getvalue()

@@ -176,7 +176,7 @@ def test_the_command_measures_compares_and_writes(data: Path) -> None:
 
 
 def finished(seconds: float, digest: dict[str, list[int]]) -> dict[str, Any]:
-    times = {"seconds": seconds, "cpu_seconds": seconds, "compile_seconds": 0.0}
+    times = {"seconds": seconds, "cpu_seconds": seconds, "stolen_seconds": 0.0, "compile_seconds": 0.0}
     return {"outcome": "finished", **times, "peak_rss_bytes": 10**9, "digest": digest}
 
 
