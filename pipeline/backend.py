@@ -227,6 +227,11 @@ class Backend:
         """The same of the functions on windows of positions."""
         return importlib.import_module(f"pipeline.features.{'compiled_' if self.compiled else ''}aggregates")
 
+    @property
+    def filters(self) -> Any:
+        """The same of the filter over exposures."""
+        return importlib.import_module(f"pipeline.features.{'compiled_' if self.compiled else ''}filters")
+
 
 PANDAS = Backend("pandas", "asked for")
 

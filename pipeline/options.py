@@ -178,7 +178,7 @@ class At(Section):
 
 GROUPS = (
     *("counts", "recency", "rates", "streak", "volume", "tenure", "calendar", "gaps", "runs", "affinity", "match"),
-    *("reactions", "distinct", "value", "lifetime", "tiles"),
+    *("reactions", "presence", "distinct", "value", "lifetime", "tiles"),
 )
 
 

@@ -9,6 +9,7 @@ from pipeline import extensions
 from pipeline.config import Config
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.features.families import WEIGHT
+from pipeline.features.presence import CLASSES
 from pipeline.features.reactions import DELETE
 from pipeline.features.sequences import MASKED
 from pipeline.features.similarity import over
@@ -364,6 +365,30 @@ def _reactions(log: _Log) -> list[Feature] | str:
     return made
 
 
+def _presence(log: _Log) -> list[Feature]:
+    if log.exposure is None or not log.responses:
+        return []
+    one, answer = log.exposure, " or ".join(log.responses)
+    model = (
+        f"of the {one} events before at and what came of them within 3d, by {CLASSES} classes of subscribers with the "
+        "states awake and asleep, learned from everybody before the validation"
+    )
+    awake = f"the probability of being awake at at, {model}"
+    keen = f"the probability that a {one} event is answered ({answer}) if awake, {model}"
+    made = [
+        Feature("presence", "presence", awake, "1", how="awake"),
+        Feature("keenness", "presence", keen, "1", how="keen"),
+    ]
+    for place, kind in enumerate(log.responses):
+        answers = " or ".join(log.responses[place:])
+        chance = f"the probability that a {one} event at at gets a {answers}, {model}"
+        made.append(Feature(f"{kind}_chance", "presence", chance, "1", kind, how="next"))
+    for kind in log.responses[1:]:
+        share = f"{kind}_chance / {log.responses[0]}_chance"
+        made.append(Feature(f"{kind}_of_{log.responses[0]}_chance", "presence", share, "1", kind, how="share"))
+    return made
+
+
 _GROUPS = {
     "counts": _counts,
     "recency": _recency,
@@ -377,6 +402,7 @@ _GROUPS = {
     "affinity": _affinity,
     "match": _match,
     "reactions": _reactions,
+    "presence": _presence,
     "distinct": _distinct,
     "value": _value,
     "lifetime": _lifetime,

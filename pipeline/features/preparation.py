@@ -18,9 +18,9 @@ import pandas as pd
 from pipeline.backend import Backend, Frame, backend_of
 from pipeline.config import Config
 from pipeline.events.reading import PartPlan, read_part
-from pipeline.features import rollup_table, sequences, similarity, trailing
+from pipeline.features import presence, rollup_table, sequences, similarity, trailing
 from pipeline.features.context import Context, define, describe
-from pipeline.features.partition import partition_arrays
+from pipeline.features.partition import Partition, partition_arrays
 from pipeline.features.samples import SampleRequest
 from pipeline.features.sequences import SequenceSpec
 from pipeline.features.similarity import Similarity
@@ -50,13 +50,18 @@ def specify(
     Args, Raises: as :func:`context_of` and :meth:`FeatureSpec.from_config`.
     """
     spec = FeatureSpec.from_config(config, store.kinds(client))
-    matched = any(f.op == "match" for f in spec.features)
+    ops = {f.op for f in spec.features}
+    matched, some = "match" in ops, None
+    if ops & {"match", "presence"}:
+        some = _some(spec, store, client, request)
     if matched or config.sequences.length:
         named = _named(store, client, request, rollup, partitions)
         if config.sequences.length:
             spec = _with_sequences(spec, config, named)
-        if matched:
-            spec = replace(spec, similarity=_similarity(spec, store, client, request, named["campaign"]))
+        if matched and some is not None:
+            spec = replace(spec, similarity=_similarity(spec, some, request, named["campaign"]))
+    if "presence" in ops and some is not None:
+        spec = replace(spec, presence=presence.learn(some, spec, request.bounds()["train_end"]))
     wanted = define(config, spec)
     if wanted is None:
         return spec, None
@@ -80,7 +85,7 @@ def _with_sequences(spec: FeatureSpec, config: Config, counts: dict[str, dict[st
 
 
 def _similarity(
-    spec: FeatureSpec, store: Any, client: str, request: SampleRequest, campaigns: dict[str, int]
+    spec: FeatureSpec, part: Partition, request: SampleRequest, campaigns: dict[str, int]
 ) -> Similarity | None:
     """How alike the most frequent families are, from what training learns from; None where that is not to be told.
 
@@ -90,12 +95,16 @@ def _similarity(
     families = sequences.frequent(sequences.by_family(campaigns), similarity.FAMILIES)
     if len(families) < 2:
         return None
+    return similarity.learn(similarity.sums(part, spec, families, request.bounds()["train_end"]), families)
+
+
+def _some(spec: FeatureSpec, store: Any, client: str, request: SampleRequest) -> Partition:
+    """Whole subscribers, as many as is enough to learn from what everybody is like."""
     wanted = ("ts", "event", "campaign", *(() if request.machines else ("machine",)))
     asked = (client, None, request.as_of, [c for c in store.columns if c in wanted])
     ranges = -(-store.plan(*asked, 1, request.known_by).rows // similarity.EVENTS)
     events = store.read_range(store.plan(*asked, ranges, request.known_by), 0)
-    part = partition_arrays(events, list(spec.kinds), backend_of(events), campaign=True, value=False, families=())
-    return similarity.learn(similarity.sums(part, spec, families, request.bounds()["train_end"]), families)
+    return partition_arrays(events, list(spec.kinds), backend_of(events), campaign=True, value=False, families=())
 
 
 def _named(

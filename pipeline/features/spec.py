@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError, ModelError, did_you_mean
+from pipeline.features.presence import Presence
 from pipeline.features.sequences import SequenceSpec
 from pipeline.features.similarity import Similarity
 from pipeline.features.trailing import ContextSpec
@@ -26,7 +27,7 @@ SMOOTH_HITS, SMOOTH_TRIALS = 1.0, 10.0
 ENDINGS = ("unsubscribe", "complaint", "hard_bounce")  # after one of these, no sends until a subscribe
 BOUNCES = ("soft_bounce", "hard_bounce")
 RESPONSES = ("open", "click")
-CAMPAIGNS = {"campaigns", "match", "reaction"}  # computations that look at each event's campaign
+CAMPAIGNS = {"campaigns", "match", "reaction", "presence"}  # computations that look at each event's campaign
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class FeatureSpec:
     a streak counts; ``bounces``: kinds subtracted from the denominator; ``responses``: kinds that end a streak;
     ``acts``: what a subscriber does, for active days; ``cap``: recencies are at most this, microseconds; ``absent``:
     what the log could not give, for the user to read; ``context``: how rates of everybody are made, see ``context.py``;
-    ``sequences``: what is beside X, ``sequences.py``; ``similarity``: of families of campaigns, where it is known.
+    ``sequences``: what is beside X, ``sequences.py``; ``similarity``: of families of campaigns, where it is known;
+    ``presence``: what the group of that name was learned to be, where there was something to learn it from.
     """
 
     features: tuple[Feature, ...]
@@ -76,6 +78,7 @@ class FeatureSpec:
     context: ContextSpec | None = None
     sequences: SequenceSpec | None = None
     similarity: Similarity | None = None
+    presence: Presence | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -157,6 +160,8 @@ class FeatureSpec:
         values["sequences"] = None if sequences is None else SequenceSpec.from_dict(sequences)
         alike = values.pop("similarity", None)
         values["similarity"] = None if alike is None else Similarity.from_dict(alike)
+        there = values.pop("presence", None)
+        values["presence"] = None if there is None else Presence.from_dict(there)
         lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(features=features, **lists)
 

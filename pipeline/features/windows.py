@@ -3,7 +3,7 @@
 A point sees ``[at - window, at)`` and nothing at or after ``at``. What each column means is in
 :class:`~pipeline.features.spec.FeatureSpec`; what is computed here follows it alone. Each computation is a function of
 a block of points and a feature, named by the feature's ``op``; the simple ones are here, the others in ``rhythm.py``,
-``values.py``, ``families.py``, ``reactions.py`` and ``own.py``.
+``values.py``, ``families.py``, ``reactions.py``, ``states.py`` and ``own.py``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.backend import Array
 from pipeline.errors import DataError
-from pipeline.features import families, own, reactions, rhythm, values
+from pipeline.features import families, own, reactions, rhythm, states, values
 from pipeline.features.blocks import Block, Rows
 from pipeline.features.partition import Partition
 from pipeline.features.spec import DAY, Feature, FeatureSpec, counts
@@ -116,6 +116,7 @@ COLUMNS: dict[str, Callable[[Block, Feature], Any]] = {
     "affinity": rhythm.affinity,
     "match": families.match,
     "reaction": reactions.reaction,
+    "presence": states.state,
     "campaigns": values.campaigns,
     "active_days": values.active_days,
     "value": values.value,

@@ -74,6 +74,8 @@ def feature(
             out[f.name] = match(spec, f, seen, at, campaign)
         elif f.op == "reaction":
             out[f.name] = reaction(spec, f, seen, at)
+        elif f.op == "presence":
+            out[f.name] = presence(spec, f, seen, at)
         elif f.op == "gap":
             out[f.name] = gap(str(f.how), [e.ts for e in inside if e.event == spec.exposure], everything[:1])
         elif f.op == "run":
@@ -163,6 +165,64 @@ def match(spec: FeatureSpec, f: Feature, seen: list[Event], at: int, campaign: s
         alike |= dict(zip(spec.similarity.names, row, strict=True))
     beyond = sum(s * (number(f.kind, g) - rate * trials(g)) for g, s in alike.items())
     return beyond / (sum(s * s * rate * trials(g) for g, s in alike.items()) + 16)
+
+
+def presence(spec: FeatureSpec, f: Feature, seen: list[Event], at: int) -> float:
+    known = spec.presence
+    assert known is not None
+    kinds = [*(["delete"] if "delete" in spec.kinds else []), *spec.responses]
+    classes, states, mine = range(len(known.start)), range(2), {}
+    for k, x in itertools.product(classes, states):
+        mine[k, x] = known.start[k][x]
+
+    def later(days: int) -> dict[tuple[int, int], float]:
+        moved = {}
+        for k in classes:
+            fall, wake = known.change[k]
+            for _ in range(min(days, 40)):
+                awake, asleep = mine[k, 0], mine[k, 1]
+                mine[k, 0], mine[k, 1] = awake * (1 - fall) + asleep * wake, awake * fall + asleep * (1 - wake)
+            moved |= {(k, x): mine[k, x] for x in states}
+        return moved
+
+    sends = [e for e in seen if e.event == spec.exposure]
+    for before, send in zip([None, *sends], sends, strict=False):
+        if before is not None:
+            mine = later(round_half_up((send.ts - before.ts) / DAY))
+        until, level = min(at, send.ts + 3 * DAY), 0
+        answers = []
+        for e in seen:
+            same = [s for s in sends if s.campaign == e.campaign and s.ts <= e.ts]
+            if e.event in kinds and e.campaign is not None and same and same[-1] is send and e.ts < until:
+                answers.append((e.ts, kinds.index(e.event) + 1))
+        for _, reached in answers:
+            level = max(level, reached)
+        for k, x in itertools.product(classes, states):
+            chance = [levels[k][x] for levels in known.levels]
+            hours = min((until - send.ts) // (DAY // 24), 72)
+            quiet = 1 - sum(c * delay[hours] for c, delay in zip(chance, known.delay, strict=True))
+            mine[k, x] *= chance[level - 1] if level else quiet
+        total = sum(mine.values())
+        mine = {state: p / total for state, p in mine.items()}
+    if sends:
+        mine = later(round_half_up((at - sends[-1].ts) / DAY))
+    first = kinds.index(spec.responses[0])
+    chance = {(k, x, r): sum(v[k][x] for v in known.levels[r:]) for k, x in mine for r in range(len(kinds))}
+    awake = sum(p for (_, x), p in mine.items() if x == 0)
+
+    def following(r: int) -> float:
+        return sum(p * chance[k, x, r] for (k, x), p in mine.items())
+
+    if f.how == "awake":
+        return awake
+    if f.how == "keen":
+        return sum(p * chance[k, x, first] for (k, x), p in mine.items() if x == 0) / awake
+    of = following(kinds.index(f.kind or ""))
+    return of if f.how == "next" else of / following(first)
+
+
+def round_half_up(x: float) -> int:
+    return int(np.floor(x + 0.5))
 
 
 def masked(key: int, at: int) -> bool:

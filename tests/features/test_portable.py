@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 
 from pipeline.backend import Backend, choose
-from pipeline.features import aggregates, kernels
+from pipeline.features import aggregates, filters, kernels
 from pipeline.features.samples import Head, SampleRequest
 from pipeline.features.spec import FeatureSpec
 from pipeline.features.table import feature_table
@@ -59,6 +59,10 @@ class StrictBackend(Backend):
     @property
     def aggregates(self) -> Any:
         return aggregates
+
+    @property
+    def filters(self) -> Any:
+        return filters
 
     def column(self, series: Any) -> Any:
         return super().column(series).view(StrictArray)
