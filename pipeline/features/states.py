@@ -24,7 +24,7 @@ def state(block: Block, feature: Feature) -> Array:
 def _filtered(block: Block) -> Array:
     """The values of ``presence.chain`` at each point, float64[q, 2 + responses]."""
     part, xp = block.part, block.xp
-    exposures, before = block.rows.keep("exposures", lambda: presence.exposed(part, block.spec))
-    chain = block.rows.keep("chain", lambda: presence.chain(xp, block.spec))
+    exposures, before = block.rows.keep(("presence", "exposures"), lambda: presence.exposed(part, block.spec))
+    chain = block.rows.keep(("presence", "chain"), lambda: presence.chain(xp, block.spec))
     begin = before[part.positions(block.seg, block.at - HORIZON)]
     return part.backend.filters.filtered(xp, exposures, chain, block.seg, block.at, begin, before[block.end])
