@@ -89,7 +89,9 @@ def _states(xp: Any, exposures: Exposures, chain: Chain, seg: Array, at: Array, 
         mine = xp.flatnonzero(begin + young < end)
         held[mine] = _step(xp, exposures, chain, held[mine], first[seg[mine] - low], begin[mine] + young, at[mine])
     before = xp.maximum(end - 1, 0)
-    gap = xp.where(end > first[seg - low], days(xp, ts[before], at), 0) if len(ts) else xp.zeros_like(at)
+    gap = (
+        xp.where(end > first[seg - low], days(xp, ts[before], at), 0) if len(ts) else xp.zeros(len(at), dtype=xp.int64)
+    )
     return _moved(held, chain.moves[gap])
 
 

@@ -128,14 +128,15 @@ def prior(spec: Any) -> Presence:
 
 
 def _initial(share: np.ndarray, deletions: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Start, change and levels of classes that differ in how often they answer only.
+    """Start, change and levels of classes that differ in how much they answer only.
 
     Args:
         share: float64[R], of exposures that each level is the last of; the first ``deletions`` are no answers.
     """
     levels = np.empty((len(share), CLASSES, 2))
     levels[:, :, 1] = share[:, None] * np.where(np.arange(len(share)) < deletions, 0.3, 0.1)[:, None]
-    answers = share[deletions:, None] * np.linspace(0.5, 4.5, CLASSES)
+    depth = np.linspace(1.0, 1.5, len(share) - deletions)  # who answers more goes deeper, too
+    answers = share[deletions:, None] * np.linspace(0.5, 4.5, CLASSES) ** depth[:, None]
     answers *= np.minimum(1, 0.9 / answers.sum(axis=0))
     levels[deletions:, :, 0] = answers
     levels[:deletions, :, 0] = share[:deletions, None] * (1 - answers.sum(axis=0))
