@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import itertools
 import zoneinfo
 from collections import Counter
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.features.presence import prior
 from pipeline.features.samples import Head, SampleRequest
 from pipeline.features.spec import Feature, FeatureSpec
 from tests.features.logs import DAY, Event
@@ -168,61 +170,42 @@ def match(spec: FeatureSpec, f: Feature, seen: list[Event], at: int, campaign: s
 
 
 def presence(spec: FeatureSpec, f: Feature, seen: list[Event], at: int) -> float:
-    known = spec.presence
-    assert known is not None
+    known = spec.presence or prior(spec)
     kinds = [*(["delete"] if "delete" in spec.kinds else []), *spec.responses]
-    classes, states, mine = range(len(known.start)), range(2), {}
-    for k, x in itertools.product(classes, states):
-        mine[k, x] = known.start[k][x]
-
-    def later(days: int) -> dict[tuple[int, int], float]:
-        moved = {}
-        for k in classes:
-            fall, wake = known.change[k]
-            for _ in range(min(days, 40)):
-                awake, asleep = mine[k, 0], mine[k, 1]
-                mine[k, 0], mine[k, 1] = awake * (1 - fall) + asleep * wake, awake * fall + asleep * (1 - wake)
-            moved |= {(k, x): mine[k, x] for x in states}
-        return moved
-
+    levels, delay, state = np.array(known.levels), np.array(known.delay), np.array(known.start)
     sends = [e for e in seen if e.event == spec.exposure]
-    for before, send in zip([None, *sends], sends, strict=False):
-        if before is not None:
-            mine = later(round_half_up((send.ts - before.ts) / DAY))
-        until, level = min(at, send.ts + 3 * DAY), 0
-        answers = []
-        for e in seen:
-            same = [s for s in sends if s.campaign == e.campaign and s.ts <= e.ts]
-            if e.event in kinds and e.campaign is not None and same and same[-1] is send and e.ts < until:
-                answers.append((e.ts, kinds.index(e.event) + 1))
-        for _, reached in answers:
-            level = max(level, reached)
-        for k, x in itertools.product(classes, states):
-            chance = [levels[k][x] for levels in known.levels]
-            hours = min((until - send.ts) // (DAY // 24), 72)
-            quiet = 1 - sum(c * delay[hours] for c, delay in zip(chance, known.delay, strict=True))
-            mine[k, x] *= chance[level - 1] if level else quiet
-        total = sum(mine.values())
-        mine = {state: p / total for state, p in mine.items()}
+    reached = dict.fromkeys(range(len(sends)), 0)
+    for e in seen:
+        if e.event in kinds and e.campaign is not None:
+            same = [i for i, s in enumerate(sends) if s.campaign == e.campaign and s.ts <= e.ts]
+            if same and e.ts < sends[same[-1]].ts + 3 * DAY:
+                reached[same[-1]] = max(reached[same[-1]], kinds.index(e.event) + 1)
+    for i, send in enumerate(sends):
+        if i:
+            state = moved(state, known.change, send.ts - sends[i - 1].ts)
+        quiet = 1 - np.einsum("r,rkx->kx", delay[:, min((at - send.ts) // (DAY // 24), 72)], levels)
+        state = state * (levels[reached[i] - 1] if reached[i] else quiet)
+        state = state / state.sum()
     if sends:
-        mine = later(round_half_up((at - sends[-1].ts) / DAY))
-    first = kinds.index(spec.responses[0])
-    chance = {(k, x, r): sum(v[k][x] for v in known.levels[r:]) for k, x in mine for r in range(len(kinds))}
-    awake = sum(p for (_, x), p in mine.items() if x == 0)
-
-    def following(r: int) -> float:
-        return sum(p * chance[k, x, r] for (k, x), p in mine.items())
-
+        state = moved(state, known.change, at - sends[-1].ts)
+    chance = {r: levels[kinds.index(r) :].sum(axis=0) for r in spec.responses}
+    first, awake = chance[spec.responses[0]], state[:, 0].sum()
     if f.how == "awake":
-        return awake
+        return float(awake)
     if f.how == "keen":
-        return sum(p * chance[k, x, first] for (k, x), p in mine.items() if x == 0) / awake
-    of = following(kinds.index(f.kind or ""))
-    return of if f.how == "next" else of / following(first)
+        return float((state[:, 0] * first[:, 0]).sum() / awake)
+    of = (state * chance[f.kind or ""]).sum()
+    return float(of if f.how == "next" else of / (state * first).sum())
 
 
-def round_half_up(x: float) -> int:
-    return int(np.floor(x + 0.5))
+def moved(state: np.ndarray, change: tuple[tuple[float, ...], ...], gap: int) -> np.ndarray:
+    days = min(int(np.floor(gap / DAY + 0.5)), 40)
+    return np.stack([p @ steps(*each, days) for p, each in zip(state, change, strict=True)])
+
+
+@functools.cache
+def steps(fall: float, wake: float, days: int) -> np.ndarray:
+    return np.linalg.matrix_power(np.array([[1 - fall, fall], [wake, 1 - wake]]), days)
 
 
 def masked(key: int, at: int) -> bool:
