@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.features.presence import prior
+from pipeline.features.presence import Presence, prior
 from pipeline.features.samples import Head, SampleRequest
 from pipeline.features.spec import Feature, FeatureSpec
 from tests.features.logs import DAY, Event
@@ -171,9 +171,24 @@ def match(spec: FeatureSpec, f: Feature, seen: list[Event], at: int, campaign: s
 
 def presence(spec: FeatureSpec, f: Feature, seen: list[Event], at: int) -> float:
     known = spec.presence or prior(spec)
-    kinds = [*(["delete"] if "delete" in spec.kinds else []), *spec.responses]
+    kinds = (*(["delete"] if "delete" in spec.kinds else []), *spec.responses)
+    state, levels = filtered(known, spec.exposure, kinds, tuple(seen), at), np.array(known.levels)
+    chance = {r: levels[kinds.index(r) :].sum(axis=0) for r in spec.responses}
+    first, awake = chance[spec.responses[0]], state[:, 0].sum()
+    if f.how == "awake":
+        return float(awake)
+    if f.how == "keen":
+        return float((state[:, 0] * first[:, 0]).sum() / awake)
+    of = (state * chance[f.kind or ""]).sum()
+    return float(of if f.how == "next" else of / (state * first).sum())
+
+
+@functools.lru_cache(maxsize=1)
+def filtered(
+    known: Presence, exposure: str | None, kinds: tuple[str, ...], seen: tuple[Event, ...], at: int
+) -> np.ndarray:
     levels, delay, state = np.array(known.levels), np.array(known.delay), np.array(known.start)
-    sends = [e for e in seen if e.event == spec.exposure]
+    sends = [e for e in seen if e.event == exposure]
     reached = dict.fromkeys(range(len(sends)), 0)
     for e in seen:
         if e.event in kinds and e.campaign is not None:
@@ -186,26 +201,16 @@ def presence(spec: FeatureSpec, f: Feature, seen: list[Event], at: int) -> float
         quiet = 1 - np.einsum("r,rkx->kx", delay[:, min((at - send.ts) // (DAY // 24), 72)], levels)
         state = state * (levels[reached[i] - 1] if reached[i] else quiet)
         state = state / state.sum()
-    if sends:
-        state = moved(state, known.change, at - sends[-1].ts)
-    chance = {r: levels[kinds.index(r) :].sum(axis=0) for r in spec.responses}
-    first, awake = chance[spec.responses[0]], state[:, 0].sum()
-    if f.how == "awake":
-        return float(awake)
-    if f.how == "keen":
-        return float((state[:, 0] * first[:, 0]).sum() / awake)
-    of = (state * chance[f.kind or ""]).sum()
-    return float(of if f.how == "next" else of / (state * first).sum())
+    return moved(state, known.change, at - sends[-1].ts) if sends else state
 
 
 def moved(state: np.ndarray, change: tuple[tuple[float, ...], ...], gap: int) -> np.ndarray:
-    days = min(int(np.floor(gap / DAY + 0.5)), 40)
-    return np.stack([p @ steps(*each, days) for p, each in zip(state, change, strict=True)])
+    return np.einsum("kx,kxy->ky", state, steps(change, min(int(np.floor(gap / DAY + 0.5)), 40)))
 
 
 @functools.cache
-def steps(fall: float, wake: float, days: int) -> np.ndarray:
-    return np.linalg.matrix_power(np.array([[1 - fall, fall], [wake, 1 - wake]]), days)
+def steps(change: tuple[tuple[float, ...], ...], days: int) -> np.ndarray:
+    return np.stack([np.linalg.matrix_power(np.array([[1 - f, f], [w, 1 - w]]), days) for f, w in change])
 
 
 def masked(key: int, at: int) -> bool:
