@@ -381,7 +381,7 @@ def _presence(log: _Log) -> list[Feature]:
     ]
     for place, kind in enumerate(log.responses):
         answers = " or ".join(log.responses[place:])
-        chance = f"the probability that a {one} event at at gets a {answers}, {model}"
+        chance = f"the probability that a {one} event at at is answered ({answers}), {model}"
         made.append(Feature(f"{kind}_chance", "presence", chance, "1", kind, how="next"))
     for kind in log.responses[1:]:
         share = f"{kind}_chance / {log.responses[0]}_chance"
