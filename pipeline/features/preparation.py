@@ -51,16 +51,14 @@ def specify(
     """
     spec = FeatureSpec.from_config(config, store.kinds(client))
     ops = {f.op for f in spec.features}
-    matched, some = "match" in ops, None
-    if ops & {"match", "presence"}:
-        some = _some(spec, store, client, request)
-    if matched or config.sequences.length:
+    some = _some(spec, store, client, request) if ops & {"match", "presence"} else None
+    if "match" in ops or config.sequences.length:
         named = _named(store, client, request, rollup, partitions)
         if config.sequences.length:
             spec = _with_sequences(spec, config, named)
-        if matched and some is not None:
+        if some is not None and "match" in ops:
             spec = replace(spec, similarity=_similarity(spec, some, request, named["campaign"]))
-    if "presence" in ops and some is not None:
+    if some is not None and "presence" in ops:
         spec = replace(spec, presence=presence.learn(some, spec, request.bounds()["train_end"]))
     wanted = define(config, spec)
     if wanted is None:

@@ -166,6 +166,8 @@ def test_the_command_measures_compares_and_writes(data: Path) -> None:
         ("raw-to-features", "polars", "best"),
     ]
     assert all(r["equal"] is True and r["peak_rss_bytes"] > 10_000_000 for r in found["results"])
+    assert all(len(r["stolen_seconds"]) == len(r["cpu_seconds"]) == len(r["seconds"]) for r in found["results"])
+    assert all(s >= 0 for r in found["results"] for s in r["stolen_seconds"])
     assert set(found["ratios"]) == {"features", "raw-to-features"}
     assert [b["bar"] for b in found["bars"]] == [8, 1.8]
     assert "polars" in report.table(found)

@@ -106,3 +106,16 @@ def test_names_tell_subscribers_of_one_key_apart(backend: Backend) -> None:
         )
     }
     assert len(names) == len(set(names.values())) == len(set(table.column("subscriber").to_pylist()))
+
+
+def test_blocks_are_whole_huge_pages_and_used_again() -> None:
+    blocks = Blocks()
+    taken = [blocks.take(size) for size in (1, ranges.BLOCK, ranges.BLOCK + 1)]
+    assert [len(b) // ranges.BLOCK for b in taken] == [1, 1, 2]
+    assert all(len(b) % ranges.BLOCK == 0 and b.ctypes.data % ranges.BLOCK == 0 for b in taken)
+    for i, block in enumerate(taken):
+        block[:] = i
+    assert [set(b.tolist()) for b in (taken[0][:9], taken[1][-9:], taken[2][-9:])] == [{0}, {1}, {2}]
+    place = taken[2].ctypes.data
+    blocks.give(taken)
+    assert blocks.take(2 * ranges.BLOCK).ctypes.data == place
