@@ -187,10 +187,10 @@ class Backend:
         names = categories.to_arrow().to_pylist() if self.on_gpu else list(categories)
         position = {name: i for i, name in enumerate(vocabulary)}
         lookup = np.array([position.get(of(name), -1) for name in names] + [-1], dtype=np.int32)
-        codes = series.cat.codes
-        codes = codes.to_cupy() if self.on_gpu else codes.to_numpy()
+        if not self.on_gpu:
+            return lookup[series.cat.codes.to_numpy()]  # a null is -1, the last
         # cuDF's codes are unsigned in places; any code outside the categories is a null.
-        codes = codes.astype(xp.int32)
+        codes = series.cat.codes.to_cupy().astype(xp.int32)
         codes = xp.where((codes < 0) | (codes >= len(names)), len(names), codes)
         return xp.asarray(lookup)[codes]
 

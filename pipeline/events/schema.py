@@ -74,7 +74,7 @@ def carried_type(kind: pa.DataType, name: str) -> pa.DataType:
 
 def mapped_columns(source: Source) -> dict[str, str]:
     """Canonical name -> source column, for every mapped and carried column."""
-    mapped = {k: v for k, v in source.columns.model_dump().items() if v is not None}
+    mapped = {name: column for name, column in source.columns if column is not None}
     for name in source.carry:
         if name in RESERVED:
             raise ConfigError(f"source.carry: {name!r} is a column of every store; rename it in the source to carry it")
@@ -94,12 +94,11 @@ def map_columns(
     Raises:
         ConfigError: a mapped column is missing; names it, the file and the nearest names.
     """
-    have = [*available, *(hive or {})]
-    missing = [(c, s) for c, s in mapped_columns(source).items() if s not in have]
+    have, mapped = [*available, *(hive or {})], mapped_columns(source)
+    missing = [(c, s) for c, s in mapped.items() if s not in have]
     if missing:
         lines = "; ".join(f"{c}: there is no column {s!r}, {did_you_mean(s, have)}" for c, s in missing)
         raise ConfigError(f"source.columns do not fit {where}: {lines}")
-    mapped = mapped_columns(source)
     twice = next((s for s in mapped.values() if have.count(s) > 1 and s not in (hive or {})), None)
     if twice is not None:
         raise ConfigError(f"source.columns do not fit {where}: it has several columns {twice!r}; rename all but one")

@@ -195,7 +195,7 @@ class HostRows:
                 if array.null_count:
                     data[name] = array.view(pa.timestamp("us")).to_pandas().array
                 else:
-                    data[name] = pd.array(numpy_of(array.view(pa.int64())).view("datetime64[us]"))
+                    data[name] = pd.array(numpy_of(array.view(pa.int64())).view("datetime64[us]"), copy=False)
             elif pa.types.is_dictionary(array.type):
                 names = pd.Index(array.dictionary.to_pandas(), dtype="str")
                 dtype = pd.CategoricalDtype(names, ordered=False)

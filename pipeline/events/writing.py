@@ -4,7 +4,8 @@ Measured (CPU, 20 million events, three columns): keys as a dictionary decode at
 times as delta-packed integers take 2 to 4 bytes less a row than plain at the same speed, and so do event ids that were
 counted up (random ones take what plain ones do). Categories come to the writer as codes and leave the reader as codes.
 Snappy everywhere but for long texts, which are worth Zstandard, and packed differences, which nothing makes smaller.
-Columns without nulls are required ones, file by file: levels of definition take a fifth of the time of writing.
+Columns without nulls are required ones, file by file: levels of definition take a fifth of the time of writing. A
+column of nulls alone is not in the file at all: readers of Delta tables fill in what a file does not have.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from pipeline.events.sorting import key_bounds
 GROUP_ROWS = 10_000
 SMALL_GROUP_ROWS = 25
 FILE_ROWS = 1_500_000
+SMALL_VOCABULARY = 64  # entries that every row group may repeat
 REPEATED = 8  # rows a subscriber of a file from which on its id and key are written once, in a dictionary
 
 
@@ -70,16 +72,13 @@ class SortedRows:
 
 
 def _writer_options(schema: pa.Schema, repeated: bool) -> dict[str, Any]:
-    """``repeated``: whether a subscriber has rows enough for a dictionary of subscribers to pay; without, half of the
-    time of writing these two columns and a third of their bytes are saved."""
-    texts = {f.name for f in schema if pa.types.is_string(f.type)} - {
-        "event",
-        "campaign",
-        "provider",
-        "batch",
-        "subscriber",
-        "flagged_by",
-    }
+    """
+    Args:
+        schema: of the columns that are written, categories as dictionaries; repeated: whether a subscriber has rows
+        enough for a dictionary of subscribers to pay; without, half of the time of writing these two columns and a
+        third of their bytes are saved.
+    """
+    texts = {f.name for f in schema if pa.types.is_string(f.type)} - {"subscriber"}
     numbers = [n for n in ("ts", "ingested_at", "event_id") if not pa.types.is_string(schema.field(n).type)]
     deltas = dict.fromkeys(numbers, "DELTA_BINARY_PACKED")
     plain = {"machine", "event_id", *deltas, *(() if repeated else ("subscriber", "subscriber_key"))}
@@ -93,9 +92,12 @@ def _writer_options(schema: pa.Schema, repeated: bool) -> dict[str, Any]:
     }
 
 
-def _compact(codes: np.ndarray, dictionary: Any) -> Any:
-    """A dictionary array of only the entries in use, so that a row group does not repeat a batch's whole vocabulary;
-    None where that would not halve it."""
+def _compact(part: Any) -> Any:
+    """A row group's dictionary array with only the entries in use, so that it does not repeat a batch's whole
+    vocabulary; as it is where it has nulls, or that would not halve it."""
+    if part.null_count:
+        return part
+    codes, dictionary = numpy_of(part.indices), part.dictionary
     if len(dictionary) > 2 * len(codes):
         used, inverse = np.unique(codes, return_inverse=True)
         return pa.DictionaryArray.from_arrays(
@@ -104,18 +106,10 @@ def _compact(codes: np.ndarray, dictionary: Any) -> Any:
     counts = kernels().code_counts(codes, len(dictionary))
     used = np.flatnonzero(counts)
     if 2 * len(used) > len(dictionary):
-        return None
+        return part
     number = np.zeros(len(dictionary), dtype=np.int32)
     number[used] = np.arange(len(used), dtype=np.int32)
     return pa.DictionaryArray.from_arrays(pa.array(number.take(codes)), dictionary.take(pa.array(used)), safe=False)
-
-
-def _slice(array: Any, first: int, rows: int) -> Any:
-    part = array.slice(first, rows)
-    if not pa.types.is_dictionary(part.type) or len(part.dictionary) <= 64 or part.indices.null_count:
-        return part
-    compact = _compact(part.indices.to_numpy(), part.dictionary)
-    return part if compact is None else compact
 
 
 def write_file(
@@ -141,20 +135,22 @@ def write_file(
     bounds = np.array(key_bounds(1 << bits)[1:-1], dtype=np.int64)
     low, high = np.searchsorted(bounds, rows.key[[0, -1]], side="right")
     cuts = np.unique([0, *np.searchsorted(rows.key, bounds[low:high], side="left"), n])
-    names = schema.names
     repeated = n >= REPEATED * (int(ordinal[-1]) + 1)
     categories = _dictionaries(rows) | ({"subscriber"} if repeated else set())
     columns = {"subscriber_key": pa.array(rows.key), "ts": pa.array(rows.ts).view(schema.field("ts").type)}
-    columns |= rows.columns
-    kinds = {n: CATEGORY if n in categories else schema.field(n).type for n in names}
+    columns |= {name: array for name, array in rows.columns.items() if array.null_count < n}
+    names = [name for name in schema.names if name in columns or name == "subscriber"]
+    kinds = {name: CATEGORY if name in categories else schema.field(name).type for name in names}
+    large = [name for name in categories & columns.keys() if len(columns[name].dictionary) > SMALL_VOCABULARY]
     some = {name for name, array in columns.items() if array.null_count}  # the others need no levels of definition
     written = pa.schema([pa.field(n, kind, n in some) for n, kind in kinds.items()])
     subscribers, sink = rows.subscribers.cast(pa.string()), pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, written, **_writer_options(schema, repeated)) as writer:
+    with pq.ParquetWriter(sink, written, **_writer_options(written, repeated)) as writer:
         for first, last in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
             d0, d1 = int(ordinal[first]), int(ordinal[last - 1]) + 1
             codes, ids = pa.array(ordinal[first:last] - np.int32(d0)), subscribers.slice(d0, d1 - d0)
-            arrays = {name: _slice(array, first, last - first) for name, array in columns.items()}
+            arrays = {name: array.slice(first, last - first) for name, array in columns.items()}
+            arrays |= {name: _compact(arrays[name]) for name in large}
             arrays["subscriber"] = (
                 pa.DictionaryArray.from_arrays(codes, ids, safe=False) if repeated else ids.take(codes)
             )

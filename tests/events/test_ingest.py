@@ -50,6 +50,38 @@ def test_duplicates_across_files_and_days(tmp_path: Path, backend: Backend, inte
             assert everything(settings.store_uri, client, backend, partitions) == expected(every, client)
 
 
+def test_a_column_of_nulls_alone_is_in_no_file_and_in_every_read(tmp_path: Path, backend: Backend) -> None:
+    import polars
+
+    from pipeline.events.compaction import compact
+
+    bare = [dict(r, campaign=None, amount=None) for r in random_rows(300)]
+    full = random_rows(300, seed=1)
+    then = {"time": START + 60 * DAY, "arrived": START + 60 * DAY}
+    late = [dict(random_rows(1, seed=2)[0], client=name, **then) for name in ("acme", "globex")]
+    every = [*bare, *full, *late, *bare[:40]]
+    settings = config(tmp_path)
+    for day, rows in enumerate((bare, full + bare[:40], late)):  # then May is over, and can be compacted
+        write(tmp_path / f"raw/day={day}.parquet", rows)
+        ingest(settings, backend, compaction=False)
+    root = Path(settings.store_uri)
+    have = [set(pq.ParquetFile(f).schema_arrow.names) for f in root.glob("client=*/*.parquet")]
+    without = {"campaign", "value"}
+    assert sorted(len(without - names) for names in have) == [0, 0, 0, 0, 2, 2]  # of two clients and three batches
+    assert all(names >= set(EventStore(str(root)).schema.names) - without - {"flagged_by"} for names in have)
+    for compacted in (False, True):
+        for client in ("acme", "globex"):
+            if compacted:
+                assert compact(EventStore(settings.store_uri), client) == 2
+            for partitions in (1, 3):
+                assert everything(settings.store_uri, client, backend, partitions) == expected(every, client)
+        table = polars.scan_delta(str(root)).collect()  # any Delta reader fills in what a file does not have
+        rows = every[:602] if compacted else every
+        assert len(table) == len(rows)
+        assert table["campaign"].null_count() == sum(r["campaign"] is None for r in rows)
+        assert table["value"].null_count() == sum(r["amount"] is None for r in rows)
+
+
 def test_rules_of_every_day_are_kept_with_the_store(tmp_path: Path, backend: Backend) -> None:
     rows = random_rows(300)
     settings = config(tmp_path)
