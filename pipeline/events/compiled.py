@@ -84,8 +84,8 @@ def hash_texts(data: Any, offsets: Any, seed: Any, out: Any) -> None:
 @numba.njit(nogil=True, cache=True, inline="always")
 def eight_digits(x: Any) -> Any:
     """The eight decimal digits of x < 10^8 as text, the first in the lowest byte: halved, and halved, and halved again,
-    all parts at once. The multiplications divide by 100 and by 10, exactly for numbers so small."""
-    high = x // u(10_000)
+    all parts at once. The multiplications divide by 10,000, by 100 and by 10, exactly for numbers so small."""
+    high = (x * u(3_518_437_209)) >> u(45)
     x = high | (x - high * u(10_000)) << u(32)
     high = (x * u(10_486)) >> u(20) & u(0x0000007F_0000007F)
     x = high | (x - high * u(100)) << u(16)
@@ -93,34 +93,36 @@ def eight_digits(x: Any) -> Any:
     return (high | (x - high * u(10)) << u(8)) + u(0x30303030_30303030)
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=True, inline="always")
+def either(condition: Any, yes: Any, no: Any) -> Any:
+    chosen = u(0) - u(condition)
+    return (yes & chosen) | (no & ~chosen)
+
+
+@numba.njit(nogil=True, cache=True, inline="always")
 def hash_small(x: Any) -> Any:
-    """The digest of the decimal text of x < 10^8, seed 0, in a register: two thirds of the time."""
-    size, tenth = u(1), x // u(10)
-    while tenth:
-        size, tenth = size + u(1), tenth // u(10)
+    """The digest of the decimal text of x < 10^8, seed 0, without a branch: eight numbers at once where the processor
+    can, which takes two fifths of the time."""
+    size = u(1)
+    for power in (10, 100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000):
+        size += u(x >= u(power))
     text = eight_digits(x) >> byte * (u(8) - size)
     h = p5 + size
-    if size == u(8):
-        return avalanche(rotate(h ^ step(u(0), text), 27) * p1 + p4)
-    if size >= u(4):
-        h = rotate(h ^ ((text & u(0xFFFFFFFF)) * p1), 23) * p2 + p3
-        text >>= u(32)
-        size -= u(4)
-    for _ in range(size):
-        h = rotate(h ^ ((text & u(0xFF)) * p5), 11) * p1
+    eight = rotate(h ^ step(u(0), text), 27) * p1 + p4
+    four = size >= u(4)
+    h = either(four, rotate(h ^ ((text & u(0xFFFFFFFF)) * p1), 23) * p2 + p3, h)
+    text = either(four, text >> u(32), text)
+    for i in range(3):
+        h = either(size & u(3) > u(i), rotate(h ^ ((text & u(0xFF)) * p5), 11) * p1, h)
         text >>= byte
-    return avalanche(h)
+    return avalanche(either(size == u(8), eight, h))
 
 
 @numba.njit(nogil=True, cache=True)
-def hash_integers(values: Any, out: Any) -> None:
+def hash_any(values: Any, out: Any) -> None:
     text = np.empty(20, np.uint8)
     for i in range(len(out)):
         v = values[i]
-        if 0 <= v < 100_000_000:
-            out[i] = hash_small(u(v))
-            continue
         rest = u(v) if v >= 0 else u(0) - u(v)
         at = 20
         while True:
@@ -134,6 +136,19 @@ def hash_integers(values: Any, out: Any) -> None:
             at -= 1
             text[at] = np.uint8(45)
         out[i] = digest(text, at, 20, u(0))
+
+
+@numba.njit(nogil=True, cache=True)
+def hash_integers(values: Any, out: Any) -> None:
+    for first in range(0, len(out), 256):
+        last, large = min(first + 256, len(out)), False
+        for i in range(first, last):
+            large |= (values[i] < 0) | (values[i] >= 100_000_000)
+        if large:
+            hash_any(values[first:last], out[first:last])
+            continue
+        for i in range(first, last):
+            out[i] = hash_small(u(values[i]))
 
 
 @numba.njit(nogil=True, cache=True)

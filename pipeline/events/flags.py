@@ -50,6 +50,7 @@ ROLES = {
     "soft_bounce": NEUTRAL,
     "hard_bounce": NEUTRAL,
 }
+NEEDED = {"open": SENT, "click": SENT | OPENED}  # of a message that the batch has all rows of
 
 
 @dataclass
@@ -95,8 +96,8 @@ def flag_rows(
     found = signals.kernels().signals(key, ts, arrived, kind, message, role, limits)
     bits = np.zeros(len(key), dtype=np.int32) if marks is None else marks
     # From here on few rows matter: those that show something, and those that lack something.
-    lacking = np.array([name in ("open", "click") for name in names] or [False])[kind]
-    lacking &= (found & (SENT | OPENED)) != (SENT | OPENED)
+    needed = np.array([NEEDED.get(name, 0) for name in names] or [0], dtype=np.uint8)[kind]
+    lacking = (found & needed) != needed
     some = np.flatnonzero((found & (SOON | BURST | RATE | REPEAT | DISORDER) != 0) | lacking | (bits >= LISTED_ADDRESS))
     masks = _judge(
         {name: np.asarray(kind[some] == i) for i, name in enumerate(names)},
@@ -106,11 +107,12 @@ def flag_rows(
         message[some] >= 0,
         listed,
     )
-    hits = {}
+    hits, gained = {}, np.zeros(len(some), dtype=np.int32)
     for rule, mask in masks.items():
         if book.chosen[rule] != "off" and mask.any():
             hits[rule] = some[mask]
-            bits[hits[rule]] |= np.int32(book.bit(rule))
+            gained |= mask * np.int32(book.bit(rule))
+    bits[some] |= gained
     rows = np.flatnonzero(bits)
     flags = bits[rows] & np.int32(LISTED_ADDRESS - 1)
     machine = np.zeros(len(key), dtype=bool)

@@ -270,7 +270,7 @@ def to_category(array: Any, column: str, where: str) -> Any:
     if pa.types.is_floating(kind):
         distinct = _whole(distinct, column, where)
     distinct = distinct.cast(pa.string())
-    return pa.DictionaryArray.from_arrays(array.indices.cast(pa.int32()), distinct)
+    return pa.DictionaryArray.from_arrays(array.indices.cast(pa.int32()), distinct, safe=False)
 
 
 def to_id(array: Any, column: str, where: str) -> Any:

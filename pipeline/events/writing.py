@@ -131,7 +131,8 @@ def write_file(
     change = np.empty(n, dtype=bool)
     change[:1] = True
     np.not_equal(rows.key[1:], rows.key[:-1], out=change[1:])
-    ordinal = np.cumsum(change, dtype=np.int32) - np.int32(1)
+    begins = np.flatnonzero(change)
+    ordinal = np.repeat(np.arange(len(begins), dtype=np.int32), np.diff(begins, append=n))
     bounds = np.array(key_bounds(1 << bits)[1:-1], dtype=np.int64)
     low, high = np.searchsorted(bounds, rows.key[[0, -1]], side="right")
     cuts = np.unique([0, *np.searchsorted(rows.key, bounds[low:high], side="left"), n])
