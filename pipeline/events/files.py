@@ -15,6 +15,7 @@ import os
 import re
 import signal
 import uuid
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -112,21 +113,22 @@ def find_files(uri: str) -> tuple[Any, list[Found]]:
     """All Parquet files below a folder, matching a glob, or the one file named, sorted by path.
 
     Names that start with ``_`` or ``.`` below a folder are not data, by the convention of Parquet writers. A file that
-    symbolic links show under several names is found once.
+    symbolic links show under several names is found once; a link to what is not there is found as a file that cannot be
+    read, for what it stands for may be a day's events.
 
     Raises:
         SourceError: nothing there, nothing readable, or no Parquet file.
     """
     fs, path = filesystem(uri, PATIENCE)  # a run begins with this, so it says at once where there is no network
+    local = isinstance(fs, pafs.LocalFileSystem)
     try:
         infos = _matching(fs, path)
+        found = [Found(link, link, 0, "") for link in _dangling(path)] if local else []
     except (OSError, pa.ArrowException) as error:
         raise SourceError(f"source.path: cannot list {uri!r}: {_why(str(error))}") from None
-    local = isinstance(fs, pafs.LocalFileSystem)
     if local:
         infos = _once(infos)
     prefix = "" if local else uri.partition("://")[0] + "://"
-    found = []
     for info in infos:
         stamp = _stamp(info)
         if local:
@@ -140,6 +142,39 @@ def find_files(uri: str) -> tuple[Any, list[Found]]:
             "Give a folder that holds some, a glob, or one file"
         )
     return filesystem(uri)[0], sorted(found, key=lambda f: f.name)
+
+
+def _dangling(path: str) -> list[str]:
+    """Symbolic links to what is not there, which Arrow does not list: below a folder, or that match a glob."""
+    if re.search(r"[*?\[]", path):
+        names: Iterable[str] = globbing.glob(path, recursive=True)  # noqa: PTH207
+    else:
+        names = (
+            os.path.join(folder, name)  # noqa: PTH118
+            for folder, folders, files in _walk(path.rstrip("/") or "/")
+            for name in [*folders, *files]
+        )
+    return [name for name in names if os.path.islink(name) and _nowhere(name)]  # noqa: PTH114
+
+
+def _nowhere(path: str) -> bool:
+    try:
+        os.stat(path)  # noqa: PTH116
+    except OSError as error:
+        return error.errno == errno.ENOENT  # a glob goes through links that lead in circles until it is too deep
+    return False
+
+
+def _walk(root: str) -> Iterator[tuple[str, list[str], list[str]]]:
+    """``os.walk`` through links, each folder once and hidden ones not at all."""
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        folders[:] = [name for name in folders if name[0] not in "_."]
+        if (real := os.path.realpath(folder)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield folder, folders, [name for name in files if name[0] not in "_."]
 
 
 def _once(infos: list[Any]) -> list[Any]:

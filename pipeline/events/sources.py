@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from collections.abc import Callable, Container, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -114,6 +115,11 @@ def read_footer(fs: Any, found: Found) -> SourceFile:
             groups = tuple(meta.row_group(i).num_rows for i in range(meta.num_row_groups))
             return SourceFile(found.name, found.path, found.size, found.stamp, meta.num_rows, groups, file.schema_arrow)
     except (OSError, pa.ArrowException) as error:
+        if isinstance(error, FileNotFoundError) and os.path.islink(found.path):  # noqa: PTH114
+            raise SourceError(
+                f"source file {found.name!r} is a symbolic link to {os.readlink(found.path)!r}, which is not there. "  # noqa: PTH115
+                "Put it back, or remove the link, and run again"
+            ) from None
         raise bad_file(found.name, error) from None
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.backend import PANDAS
+from pipeline.backend import PANDAS, Backend
 from pipeline.errors import SourceError, StoreError
 from pipeline.events import files
 from pipeline.events.files import Place, explain, filesystem, find_files
 from pipeline.events.ingest import ingest
+from pipeline.events.sources import discover
 from pipeline.events.store import EventStore
 from tests.events.logs import config, expected, random_rows, rows_of_frame, write
 
@@ -50,6 +51,33 @@ def test_a_file_that_links_show_again_is_found_once(tmp_path: Path) -> None:
         found = [str(Path(f.name).relative_to(tmp_path)) for f in find_files(str(tmp_path / root))[1]]
         assert found == [f"{root}/{n}" for n in ("a/1.parquet", "a/2.parquet", "far/3.parquet", "long/4.parquet")]
     assert len(find_files(str(tmp_path / "real/**/*.parquet"))[1]) == 4
+
+
+def test_a_link_to_nothing_is_a_bad_file(tmp_path: Path, backend: Backend) -> None:
+    """A mount that is not there, a day that was moved: its events must not be missing in silence."""
+    rows = random_rows(90)
+    for day in range(3):
+        write(tmp_path / f"{'raw' if day == 0 else 'away'}/day={day}/x.parquet", rows[day * 30 : day * 30 + 30])
+    for name, target in {
+        "day=1": "away/day=1",
+        "day=0/y.parquet": "away/day=2/x.parquet",
+        "day=0/.z.parquet": "nowhere",
+        "_old": "nowhere",
+    }.items():
+        (tmp_path / "raw" / name).symlink_to(tmp_path / target)
+    (tmp_path / "away").rename(tmp_path / "moved")
+    assert [Path(f.name).name for f, _ in discover(str(tmp_path / "raw/*/*.parquet"), {}, 2).bad] == ["y.parquet"]
+    settings = config(tmp_path)
+    report = ingest(settings, backend)
+    assert report.rows_in == 30
+    bad = {str(Path(b["file"]).relative_to(tmp_path / "raw")): b["error"] for b in report.bad_files}
+    assert bad.keys() == {"day=1", "day=0/y.parquet"}
+    assert all("a symbolic link to" in text and str(tmp_path / "away") in text for text in bad.values())
+    with pytest.raises(SourceError, match=r"is a symbolic link to .* which is not there"):
+        ingest(config(tmp_path, {"on_error": "fail"}, store=str(tmp_path / "other")), backend)
+    (tmp_path / "moved").rename(tmp_path / "away")
+    report = ingest(settings, backend)
+    assert (report.rows_in, report.bad_files) == (60, [])
 
 
 def test_any_fsspec_uri(tmp_path: Path) -> None:
