@@ -46,8 +46,8 @@ def test_auto_does_not_take_the_luck_of_a_few_days_for_a_wrong_level() -> None:
     """Days as different as those of campaigns are: to the next days nothing of it carries over."""
     samples = [drawn(seed, 30_000, luck=0.8) for seed in range(16)]
     assert [calibrate(*sample).kind for sample in samples].count("none") >= 13
-    mixed = [(*sample[:4], np.random.default_rng(0).permutation(sample[4])) for sample in samples]
-    assert [calibrate(*sample).kind for sample in mixed].count("none") <= 8  # as if rows of a day shared nothing
+    mixed = [(*sample[:4], np.random.default_rng(0).permutation(sample[4])) for sample in samples[:8]]
+    assert [calibrate(*sample).kind for sample in mixed].count("none") <= 4  # as if rows of a day shared nothing
 
 
 def test_auto_finds_a_wrong_slope_and_puts_it_right() -> None:
