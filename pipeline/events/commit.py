@@ -24,7 +24,7 @@ from pipeline.durable import sync_folder
 from pipeline.errors import StoreError, first_line
 from pipeline.events.files import Place, digest_of, explain, fault
 from pipeline.events.index import Groups, encode, index_name, load
-from pipeline.events.schema import FORMAT_VERSION, store_schema
+from pipeline.events.schema import CANONICAL, FORMAT_VERSION, OPTIONAL, store_schema
 from pipeline.events.tombstones import token_of
 
 RETRIES = 200
@@ -164,8 +164,8 @@ def verify(place: Place, entries: list[dict[str, Any]], schema: pa.Schema, worke
                 rows, found = file.metadata.num_rows, file.schema_arrow
         except (OSError, pa.ArrowException) as error:
             raise StoreError(f"file {path} cannot be read back ({first_line(error)}); nothing was committed") from None
-        known = {f.name: f.type for f in schema}  # a file may lack columns, see writing.py
-        if rows != entry["rows"] or not dict(zip(found.names, found.types, strict=True)).items() <= known.items():
+        whole = [f for f in schema if f.name in found.names or (f.name in CANONICAL and f.name not in OPTIONAL)]
+        if rows != entry["rows"] or [(f.name, f.type) for f in found] != [(f.name, f.type) for f in whole]:
             raise StoreError(f"file {path} holds {rows} rows of {found}; expected {entry['rows']} of {schema}")
 
     with ThreadPoolExecutor(max(workers, 1)) as pool:

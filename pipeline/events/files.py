@@ -29,6 +29,7 @@ from pipeline.durable import sync_folder
 from pipeline.errors import EventgrainError, SourceError, StoreError
 
 PATIENCE = 3  # seconds that Google's client asks again when files are listed; 15 minutes of its own accord
+ENDS = (".parquet", ".pq", ".parq")
 
 _seen: dict[str, int] = {}
 
@@ -113,8 +114,7 @@ def find_files(uri: str) -> tuple[Any, list[Found]]:
     """All Parquet files below a folder, matching a glob, or the one file named, sorted by path.
 
     Names that start with ``_`` or ``.`` below a folder are not data, by the convention of Parquet writers. A file that
-    symbolic links show under several names is found once; a link to what is not there is found as a file that cannot be
-    read, for what it stands for may be a day's events.
+    symbolic links show under several names is found once; see also :func:`dangling`.
 
     Raises:
         SourceError: nothing there, nothing readable, or no Parquet file.
@@ -123,12 +123,12 @@ def find_files(uri: str) -> tuple[Any, list[Found]]:
     local = isinstance(fs, pafs.LocalFileSystem)
     try:
         infos = _matching(fs, path)
-        found = [Found(link, link, 0, "") for link in _dangling(path)] if local else []
     except (OSError, pa.ArrowException) as error:
         raise SourceError(f"source.path: cannot list {uri!r}: {_why(str(error))}") from None
     if local:
         infos = _once(infos)
     prefix = "" if local else uri.partition("://")[0] + "://"
+    found = []
     for info in infos:
         stamp = _stamp(info)
         if local:
@@ -144,25 +144,33 @@ def find_files(uri: str) -> tuple[Any, list[Found]]:
     return filesystem(uri)[0], sorted(found, key=lambda f: f.name)
 
 
-def _dangling(path: str) -> list[str]:
-    """Symbolic links to what is not there, which Arrow does not list: below a folder, or that match a glob."""
+def dangling(uri: str) -> list[str]:
+    """Symbolic links to what is not there, below a folder or on the way of a glob: each may stand for a day's events.
+
+    Arrow does not list them. Each once, however many links lead to its folder; only names that can be a folder's or a
+    Parquet file's.
+    """
+    fs, path = filesystem(uri, PATIENCE)
+    if not isinstance(fs, pafs.LocalFileSystem):
+        return []
     if re.search(r"[*?\[]", path):
-        names: Iterable[str] = globbing.glob(path, recursive=True)  # noqa: PTH207
+        parts = path.split("/")
+        ways = ["/".join(parts[: i + 1]) for i, part in enumerate(parts) if re.search(r"[*?\[]", part)]
+        names: Iterable[str] = (name for way in ways for name in globbing.iglob(way, recursive=True))  # noqa: PTH207
     else:
         names = (
             os.path.join(folder, name)  # noqa: PTH118
             for folder, folders, files in _walk(path.rstrip("/") or "/")
             for name in [*folders, *files]
         )
-    return [name for name in names if os.path.islink(name) and _nowhere(name)]  # noqa: PTH114
-
-
-def _nowhere(path: str) -> bool:
-    try:
-        os.stat(path)  # noqa: PTH116
-    except OSError as error:
-        return error.errno == errno.ENOENT  # a glob goes through links that lead in circles until it is too deep
-    return False
+    found: dict[str, str] = {}
+    for name in names:
+        if os.path.islink(name):  # noqa: PTH114
+            folder, last = os.path.split(name)
+            link = os.path.join(os.path.realpath(folder), last)  # noqa: PTH118
+            if not os.path.exists(link) and ("=" in last or Path(last).suffix.lower() in ("", *ENDS)):  # noqa: PTH110
+                found[link] = min(found.get(link, name), name, key=len)
+    return sorted(found.values())
 
 
 def _walk(root: str) -> Iterator[tuple[str, list[str], list[str]]]:
@@ -221,8 +229,7 @@ def _matching(fs: Any, path: str) -> list[Any]:
     def visible(p: str) -> bool:
         return not any(part[:1] in ("_", ".") for part in p[base:].split("/"))
 
-    ends = (".parquet", ".pq", ".parq")
-    return [i for i in every if i.type == pafs.FileType.File and i.path.lower().endswith(ends) and visible(i.path)]
+    return [i for i in every if i.type == pafs.FileType.File and i.path.lower().endswith(ENDS) and visible(i.path)]
 
 
 def _glob(pattern: str) -> str:

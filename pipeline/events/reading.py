@@ -187,13 +187,16 @@ def empty_rows(part: PartPlan, columns: list[str], backend: Backend) -> Any:
     return DeviceRows(data, backend)
 
 
-def read_part(part: PartPlan, backend: Backend) -> Frame:
+def read_part(part: PartPlan, backend: Backend, own: bool = False) -> Frame:
     """The partition as a canonical frame, eager: the function that the Dask graph calls.
 
+    Args:
+        own: its columns may be written to; without, those that are views of what was read cannot be.
     Raises:
         DataError: subscribers of different batches turn out to share a key; looked at where names are read.
     """
     rows = read_rows(part, backend).rows
     if "subscriber" in part.columns and (names := rows.two_names()):
         raise collision(part.client, *names)
-    return rows.frame(list(part.columns))
+    frame = rows.frame(list(part.columns))
+    return frame.copy() if own and not backend.on_gpu else frame

@@ -37,6 +37,7 @@ CANONICAL: dict[str, pa.DataType] = {
     "machine": pa.bool_(),
     "flagged_by": pa.string(),
 }
+OPTIONAL = ("campaign", "provider", "value", "flagged_by")  # where no row has any, a file has no such column
 CATEGORIES = ("event", "campaign", "provider", "batch", "flagged_by")  # few distinct values: categories in frames
 IDENTITY = ("subscriber_key", "ts", "event", "event_id")
 ADDED = ("subscriber_key", "ingested_at", "batch", "machine", "flagged_by")

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import SourceError, first_line
-from pipeline.events.files import Found, digest_of, find_files
+from pipeline.events.files import Found, dangling, digest_of, find_files
 from pipeline.events.schema import hive_parts
 
 UNIT_ROWS = 1_000_000
@@ -115,12 +115,21 @@ def read_footer(fs: Any, found: Found) -> SourceFile:
             groups = tuple(meta.row_group(i).num_rows for i in range(meta.num_row_groups))
             return SourceFile(found.name, found.path, found.size, found.stamp, meta.num_rows, groups, file.schema_arrow)
     except (OSError, pa.ArrowException) as error:
-        if isinstance(error, FileNotFoundError) and os.path.islink(found.path):  # noqa: PTH114
-            raise SourceError(
-                f"source file {found.name!r} is a symbolic link to {os.readlink(found.path)!r}, which is not there. "  # noqa: PTH115
-                "Put it back, or remove the link, and run again"
-            ) from None
         raise bad_file(found.name, error) from None
+
+
+def _taken(link: str, known: Mapping[str, Known]) -> bool:
+    """Whether a link, or what was below it, was ingested before: then it may go as any source file may."""
+    return link in known or any(name.startswith(f"{link}/") for name in known)
+
+
+def _link_to_nothing(link: str) -> tuple[Found, SourceError]:
+    shown, target = (os.fsencode(path).decode(errors="replace") for path in (link, os.readlink(link)))  # noqa: PTH115
+    error = SourceError(
+        f"source file {shown!r} is a symbolic link to {target!r}, which is not there. "
+        "Put it back, or remove the link, and run again"
+    )
+    return Found(shown, link, 0, ""), error
 
 
 def discover(uri: str, known: Mapping[str, Known], workers: int) -> Sources:
@@ -129,12 +138,17 @@ def discover(uri: str, known: Mapping[str, Known], workers: int) -> Sources:
     A file is its path, size and digest. One whose size and stamp (times of change) are those recorded is taken as
     unchanged without reading it; another stamp with the same digest is unchanged too.
 
-    A file that cannot be read is in ``bad``, one already ingested that has other content now in ``changed``.
+    A file that cannot be read, or a link to nothing, is in ``bad``, one already ingested that has other content now in
+    ``changed``.
 
     Raises:
         SourceError: the source cannot be listed, or holds no Parquet file.
     """
-    fs, found = find_files(uri)
+    links = [_link_to_nothing(link) for link in dangling(uri) if not _taken(link, known)]
+    try:
+        fs, found = find_files(uri)
+    except SourceError as error:
+        raise (links[0][1] if links else error) from None
 
     def look(item: Found) -> SourceFile | SourceError | None:
         before = known.get(item.name)
@@ -161,7 +175,7 @@ def discover(uri: str, known: Mapping[str, Known], workers: int) -> Sources:
 
     with ThreadPoolExecutor(max(workers, 1)) as pool:
         looked = list(pool.map(look, found))
-    sources = Sources(fs, [], [], 0)
+    sources = Sources(fs, [], [], 0, bad=links)
     for item, file in zip(found, looked, strict=True):
         if isinstance(file, SourceError):
             (sources.changed if isinstance(file, ChangedError) else sources.bad).append((item, file))

@@ -308,7 +308,7 @@ class EventStore:
         return ReadPlan(client, tuple(bounds), tuple(parts))
 
     def read_range(self, plan: ReadPlan, i: int) -> Frame:
-        """Partition ``i`` of a plan, read now."""
+        """Partition ``i`` of a plan, read now; not to be written to, columns may be views of what was read."""
         return read_part(plan.parts[i], self.backend)
 
     def read(
@@ -341,7 +341,7 @@ class EventStore:
         import dask.dataframe as dd
 
         divisions = (*plan.bounds[:-1], plan.bounds[-1] - 1)
-        task = partial(read_part, backend=self.backend)
+        task = partial(read_part, backend=self.backend, own=True)
         with dask.config.set({"dataframe.convert-string": False}):  # texts are pandas' own str on both sides already
             return dd.from_map(
                 task,

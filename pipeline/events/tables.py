@@ -221,8 +221,9 @@ class DeviceRows:
         try:
             have = set(_footer(path).schema.names)
             wanted = [c for c in columns if c in have]
+            some = wanted or ["subscriber_key"]  # of no columns it would read no rows
             # It adds columns of its own from folders like client=acme.
-            data = backend.df.read_parquet(path, columns=wanted, row_groups=[groups])[wanted]
+            data = backend.df.read_parquet(path, columns=some, row_groups=[groups])[some]
         except (OSError, RuntimeError, ValueError, pa.ArrowException) as error:
             raise damaged(path, error) from None
         for name in columns:
@@ -230,7 +231,7 @@ class DeviceRows:
                 data[name] = backend.df.Series.from_arrow(pa.nulls(len(data), schema.field(name).type))
             if getattr(data[name].dtype, "tz", None) is not None:
                 data[name] = data[name].dt.tz_localize(None)
-        return cls(data, backend)
+        return cls(data[columns], backend)
 
     @classmethod
     def concat(cls, several: list[DeviceRows]) -> DeviceRows:

@@ -12,9 +12,8 @@ import pytest
 from pipeline.backend import PANDAS, Backend
 from pipeline.errors import SourceError, StoreError
 from pipeline.events import files
-from pipeline.events.files import Place, explain, filesystem, find_files
+from pipeline.events.files import Place, dangling, explain, filesystem, find_files
 from pipeline.events.ingest import ingest
-from pipeline.events.sources import discover
 from pipeline.events.store import EventStore
 from tests.events.logs import config, expected, random_rows, rows_of_frame, write
 
@@ -61,12 +60,23 @@ def test_a_link_to_nothing_is_a_bad_file(tmp_path: Path, backend: Backend) -> No
     for name, target in {
         "day=1": "away/day=1",
         "day=0/y.parquet": "away/day=2/x.parquet",
+        "day=0/loop": "raw",
+        "itself": "raw/itself",
         "day=0/.z.parquet": "nowhere",
         "_old": "nowhere",
+        "notes.txt": "nowhere",
     }.items():
         (tmp_path / "raw" / name).symlink_to(tmp_path / target)
     (tmp_path / "away").rename(tmp_path / "moved")
-    assert [Path(f.name).name for f, _ in discover(str(tmp_path / "raw/*/*.parquet"), {}, 2).bad] == ["y.parquet"]
+
+    def shown(source: str) -> list[str]:
+        return [str(Path(link).relative_to(tmp_path / "raw")) for link in dangling(str(tmp_path / source))]
+
+    assert shown("raw") == ["day=0/y.parquet", "day=1", "itself"]
+    for glob in ("raw/*/*.parquet", "raw/**/*.parquet"):  # these match hidden names too
+        assert shown(glob) == ["_old", "day=0/y.parquet", "day=1", "itself"]
+    assert shown("raw/day=0/x*") == []
+    (tmp_path / "raw/itself").unlink()
     settings = config(tmp_path)
     report = ingest(settings, backend)
     assert report.rows_in == 30
@@ -78,6 +88,9 @@ def test_a_link_to_nothing_is_a_bad_file(tmp_path: Path, backend: Backend) -> No
     (tmp_path / "moved").rename(tmp_path / "away")
     report = ingest(settings, backend)
     assert (report.rows_in, report.bad_files) == (60, [])
+    (tmp_path / "away").rename(tmp_path / "moved")  # what was ingested may go
+    report = ingest(settings, backend)
+    assert (report.rows_in, report.bad_files) == (0, [])
 
 
 def test_any_fsspec_uri(tmp_path: Path) -> None:

@@ -51,6 +51,16 @@ def test_partitions_divisions_and_columns(tmp_path: Path, backend: Backend) -> N
     assert {k: int(v) for k, v in counts.items()} == {k: sum(r[3] == k for r in wanted) for k in {r[3] for r in wanted}}
 
 
+def test_a_frame_may_be_written_to(tmp_path: Path, backend: Backend) -> None:
+    frame = stored(tmp_path, [random_rows(300)], backend).read("acme", partitions=1).compute(scheduler="sync")
+    opens = frame["event"] == "open"
+    frame.loc[opens, "value"] = 5
+    frame.loc[opens, "ts"] = frame["ts"].min()
+    assert int(opens.sum()) > 20
+    assert bool((frame["value"][opens] == 5).all())
+    assert bool((frame["ts"][opens] == frame["ts"].min()).all())
+
+
 def test_time_bounds_are_half_open_and_versions_stay(tmp_path: Path, backend: Backend) -> None:
     first, second = random_rows(400, seed=1), random_rows(400, seed=2)
     store = stored(tmp_path, [first], backend)
