@@ -132,8 +132,7 @@ def test_make_commands_in_readme_exist() -> None:
 def test_ci_runs_the_readme_commands() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
-    commands = [" ".join(line.split()[:2]) for line in script.read_text().splitlines() if line.startswith("make ")]
-    assert commands == ["make setup", "make check", "make test"]
+    assert {"make check", "make test"} <= set(script.read_text().splitlines())
 
 
 def test_the_bench_measures_beside_every_peer_by_default() -> None:

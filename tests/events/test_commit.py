@@ -10,6 +10,7 @@ import pytest
 from pipeline.backend import PANDAS
 from pipeline.errors import StoreError
 from pipeline.events.commit import verify
+from pipeline.events.files import digest_of
 from pipeline.events.ingest import ingest
 from pipeline.events.store import EventStore
 from pipeline.events.tables import _footer
@@ -32,6 +33,24 @@ def test_what_was_written_is_verified(tmp_path: Path) -> None:
     ):
         with pytest.raises(StoreError, match=message):
             verify(store.place, [entry | wrong], store.schema, 1)
+
+
+@pytest.mark.parametrize("name", ["campaign", "value", "ts", "machine", "batch"])
+def test_only_a_column_that_may_be_null_may_be_absent(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "raw/1.parquet", random_rows(100))
+    settings = config(tmp_path)
+    ingest(settings, PANDAS)
+    store = EventStore(settings.store_uri)
+    (manifest,) = store.manifests().values()
+    entry = manifest["files"][0]
+    path = Path(settings.store_uri) / entry["path"]
+    pq.write_table(pq.ParquetFile(path).read().drop_columns([name]), path)
+    entry = entry | {"size": path.stat().st_size, "sha256": digest_of(store.place.fs, str(path))}
+    if name in ("campaign", "value"):
+        verify(store.place, [entry], store.schema, 1)
+    else:
+        with pytest.raises(StoreError, match="expected"):
+            verify(store.place, [entry], store.schema, 1)
 
 
 def stored(tmp_path: Path) -> tuple[EventStore, Path]:
