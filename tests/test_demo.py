@@ -1,4 +1,4 @@
-"""The main job, end to end, on a small simulated log: as a user runs it, in processes of its own."""
+"""The main job, end to end, on a small simulated log, as a user runs it: first in a process of its own."""
 
 from __future__ import annotations
 
@@ -32,6 +32,11 @@ def pipeline_run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[s
     # A test before this one may have imported TensorFlow here, which sets its log level: a user's shell has none.
     environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def run_here(folder: Path, *arguments: str) -> int:
+    """The same without a process of its own, which takes seconds to load TensorFlow."""
+    return main([*arguments, f"runs={folder}", "backend=cpu"])
 
 
 @pytest.fixture(scope="module")
@@ -147,34 +152,37 @@ def test_what_does_not_fit_the_log(
     assert capsys.readouterr().err.startswith(f"error: {message}")
 
 
-def test_a_command_points_at_what_it_made(finished: tuple[Path, str]) -> None:
+def test_a_command_points_at_what_it_made(finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
     folder, said = finished
     assert f"{folder}/small/report.html" in said
-    ingested = pipeline_run(folder, "ingest", *SMALL).stdout
+    assert run_here(folder, "ingest", *SMALL) == 0
+    ingested = capsys.readouterr().out
     assert f"{folder}/small/metrics.json" in ingested
     assert "report.html" not in ingested
 
 
-def test_another_rule_is_asked_anew_and_needs_no_training(finished: tuple[Path, str]) -> None:
-    folder, _ = finished
-    done = pipeline_run(folder, "decide", *SMALL, "decide.cost=1000")
-    assert done.returncode == 0, done.stderr
-    stages = {line.split()[0]: line for line in done.stdout.splitlines() if line}
+def test_another_rule_is_asked_anew_and_needs_no_training(
+    finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_here(finished[0], "decide", *SMALL, "decide.cost=1000") == 0
+    stages = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
     assert "unchanged, reused" in stages["train"]
     assert "reused" not in stages["decide"]
 
 
-def test_what_was_deleted_or_damaged_is_made_anew(finished: tuple[Path, str]) -> None:
+def test_what_was_deleted_or_damaged_is_made_anew(
+    finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, _ = finished
     run = folder / "small"
     shutil.rmtree(run / "rollups")
     version = (run / "models" / "acme" / "current").read_text().strip()
     with (run / "models" / "acme" / version / "weights.npz").open("ab") as weights:
         weights.write(b"x")
-    done = pipeline_run(folder, "train", *SMALL)
-    assert done.returncode == 0, done.stderr
+    assert run_here(folder, "train", *SMALL) == 0
+    said = capsys.readouterr().out
     for stage in ("rollup", "train"):
-        assert f"{stage:<9} what it left is gone or damaged, and is made anew\n" in done.stdout
+        assert f"{stage:<9} what it left is gone or damaged, and is made anew\n" in said
     assert (run / "rollups" / "_delta_log").is_dir()
     assert (run / "models" / "acme" / "current").read_text().strip() != version
 
@@ -221,15 +229,16 @@ def hour_of_opens(events):
 """
 
 
-def test_a_feature_of_one_s_own_is_learned_from(tmp_path: Path) -> None:
+def test_a_feature_of_one_s_own_is_learned_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mine = tmp_path / "mine.py"
     mine.write_text(OWN)
     asked = [*SMALL, "name=own", "simulate.clients=1", f"extensions={mine}", "features.groups=[counts, tenure]"]
 
     def train() -> tuple[int, str, str]:
-        done = pipeline_run(tmp_path, "train", *asked, "context.windows=[]", "model.epochs=1")
-        line = [text for text in done.stdout.splitlines() if text.startswith("train  ")]
-        return done.returncode, line[-1] if line else "", done.stderr
+        status = run_here(tmp_path, "train", *asked, "context.windows=[]", "model.epochs=1")
+        said = capsys.readouterr()
+        line = [text for text in said.out.splitlines() if text.startswith("train  ")]
+        return status, line[-1] if line else "", said.err
 
     def spec() -> dict[str, dict[str, str]]:
         models = tmp_path / "own" / "models" / "acme"

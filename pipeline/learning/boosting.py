@@ -54,7 +54,7 @@ def boosting(
         least = np.inf
         for settings in tried:
             model = _model(head.kind, settings, seed)
-            model.fit(x[known], y, w, X_val=xv[known_v], y_val=yv, sample_weight_val=wv)
+            model.fit(x[known], y, _uneven(w), X_val=xv[known_v], y_val=yv, sample_weight_val=_uneven(wv))
             loss = _loss(yv, _predict(model, xv[known_v]), wv, head.kind)
             if loss < least:
                 least, out[:, h] = loss, _predict(model, xh)
@@ -78,6 +78,11 @@ def _labels(rows: Rows, h: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     y, mask, weight = (np.asarray(host(rows.take(name))) for name in ("y", "mask", "weight"))
     known = (mask[:, h] > 0) & (weight > 0)
     return y[known, h], weight[known], known
+
+
+def _uneven(weight: np.ndarray) -> np.ndarray | None:
+    """Weights where they differ from 1: with any, scikit-learn sorts a column once for each of its 255 bins."""
+    return None if (weight == 1).all() else weight
 
 
 def _model(kind: str, settings: dict[str, Any], seed: int) -> Any:

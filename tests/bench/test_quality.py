@@ -30,9 +30,15 @@ def test_medians_over_seeds_of_means_over_clients() -> None:
     assert "0.12000 ±0.02121" in lines[2]
 
 
-def test_it_measures_prints_and_goes_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Options that ask for one small log, which is made once."""
+    data = tmp_path_factory.mktemp("quality")
+    return ["--events", "2e4", "--seeds", "1", "--clients", "1", "--data", str(data)]
+
+
+def test_it_measures_prints_and_goes_on(small: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "quality.json"
-    small = ["--events", "2e4", "--seeds", "1", "--clients", "1", "--data", str(tmp_path / "data"), "--json", str(out)]
     quick = [
         "model.epochs=1",
         "model.minimum_positives=1",
@@ -40,7 +46,7 @@ def test_it_measures_prints_and_goes_on(tmp_path: Path, capfd: pytest.CaptureFix
         "split.validation=7d",
         "split.holdout=7d",
     ]
-    asked = [*small, "--kinds", "dense,boosting,base_rate", "--trials", "1", *quick]
+    asked = [*small, "--json", str(out), "--kinds", "dense,boosting,base_rate", "--trials", "1", *quick]
     assert quality.main(asked) == 0
     assert "seed 1: dense, boosting, base_rate\n" in capfd.readouterr().out
     assert quality.main(asked) == 0
@@ -62,11 +68,12 @@ def test_it_measures_prints_and_goes_on(tmp_path: Path, capfd: pytest.CaptureFix
     assert "of ideal" in printed
 
 
-def test_a_part_of_the_rows_is_not_measured_for_all_of_them(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_part_of_the_rows_is_not_measured_for_all_of_them(
+    small: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "quality.json"
-    asked = ["--events", "2e4", "--seeds", "1", "--clients", "1", "--data", str(tmp_path / "data"), "--json", str(out)]
     with pytest.raises(SystemExit, match="seed 1 failed"):
-        quality.main([*asked, "--kinds", "base_rate", "simulate.days=80", "model.chunk=1000"])
+        quality.main([*small, "--json", str(out), "--kinds", "base_rate", "simulate.days=80", "model.chunk=1000"])
     error = capfd.readouterr().err
     assert "decision points are too many to have at once" in error
     assert "Traceback" not in error

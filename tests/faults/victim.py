@@ -187,6 +187,9 @@ def _serve() -> None:
     import numpy as np
     import pyarrow as pa
 
+    import pipeline.events.compaction
+    import pipeline.events.ingest
+    import pipeline.upkeep  # noqa: F401
     import tests.events.logs  # noqa: F401
     from pipeline.backend import PANDAS
     from pipeline.events import compiled

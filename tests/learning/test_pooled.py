@@ -204,7 +204,7 @@ def test_metrics_say_what_was_done_to_probabilities(trained: dict[str, Any]) -> 
 @pytest.fixture(scope="module")
 def refused(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Small clients whose first pooled model is refused; and what happens after that."""
-    small = {f"small {i}": 8 for i in range(25)}
+    small = {f"small {i}": 8 for i in range(12)}
     store, config = open_log(tmp_path_factory.mktemp("refused"), small)
     strict = config.model_copy(update={"gate": config.gate.model_copy(update=REFUSING["gate"])})
     found: dict[str, Any] = {"clients": list(small), "models": config.run_dir / "models"}
@@ -235,11 +235,11 @@ def test_small_clients_have_no_model_where_the_pooled_one_is_refused(refused: di
     assert first["result"]["serving"] == dict.fromkeys(clients)
     assert set(first["result"]["untrained"]) == set(clients)
     assert "the pooled model is refused" in first["result"]["untrained"][clients[0]]
-    assert first["line"].endswith("no model for 25 clients")
+    assert first["line"].endswith("no model for 12 clients")
     assert first["n"] == 1
     (warning,) = first["warnings"]
     assert warning.endswith("Nobody is in its place: its subscribers are unscored")
-    assert len(first["rows"]) == 25 * 8
+    assert len(first["rows"]) == 12 * 8
     assert set(first["rows"]["action"]) == {"unscored"}
     assert set(first["rows"]["reason"]) == {"no_model"}
     # The numbers that it was refused for stay to be seen.
@@ -252,7 +252,7 @@ def test_the_predecessor_of_a_refused_pooled_model_keeps_serving(refused: dict[s
     (version,) = set(accepted["result"]["serving"].values())
     assert version.startswith("@pooled/")
     assert accepted["result"]["untrained"] == {}
-    assert accepted["line"].endswith("25 clients with the pooled model")
+    assert accepted["line"].endswith("12 clients with the pooled model")
     assert second["result"]["serving"] == dict.fromkeys(clients, version)
     assert second["result"]["untrained"] == {}
     assert second["n"] == 1
