@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -342,8 +343,8 @@ def read_unit(
         raise bad_file(unit.file.name, error) from None
     for name, value in unit.file.hive.items():
         if name not in table.column_names and (columns is None or name in columns):
-            text = pa.DictionaryArray.from_arrays(pa.array([0] * table.num_rows, pa.int32()), pa.array([value]))
-            table = table.append_column(name, text)
+            codes = pa.array(np.zeros(table.num_rows, np.int32))
+            table = table.append_column(name, pa.DictionaryArray.from_arrays(codes, pa.array([value])))
     if table.num_rows != unit.rows:
         raise SourceError(
             f"source file {unit.file.name!r} holds {table.num_rows:,} rows where its footer says {unit.rows:,}"
