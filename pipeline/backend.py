@@ -173,6 +173,11 @@ class Backend:
             return xp.where(nan, 0.0, values), missing | nan, kind
         return values, missing, kind
 
+    def categories(self, series: Any) -> list[str]:
+        """The distinct values of a categorical column that its rows may have."""
+        found = series.cat.categories
+        return found.to_arrow().to_pylist() if self.on_gpu else list(found)
+
     def codes(self, series: Any, vocabulary: list[str], of: Callable[[str], str] = str) -> Array:
         """Each row's position in ``vocabulary``, int32[n]; -1 for nulls and for values not in it.
 
@@ -183,8 +188,7 @@ class Backend:
         xp = self.xp
         if series.dtype.name != "category":
             series = series.astype("category")
-        categories = series.cat.categories
-        names = categories.to_arrow().to_pylist() if self.on_gpu else list(categories)
+        names = self.categories(series)
         position = {name: i for i, name in enumerate(vocabulary)}
         lookup = np.array([position.get(of(name), -1) for name in names] + [-1], dtype=np.int32)
         if not self.on_gpu:

@@ -127,7 +127,25 @@ def store_id(table: Any) -> str:
 
 
 def committed(table: Any, run: str) -> bool:
-    return table is not None and table.transaction_version(f"eventgrain/{run}") is not None
+    return table is not None and transaction(table, f"eventgrain/{run}") is not None
+
+
+def transaction(table: Any, name: str) -> int | None:
+    """The number that the log has of an application transaction, if any.
+
+    Raises:
+        StoreError: the log is damaged, which the library finds as late as this.
+    """
+    from deltalake.exceptions import DeltaError
+
+    try:
+        number: int | None = table.transaction_version(name)
+    except DeltaError as error:
+        raise StoreError(
+            f"cannot read the Delta log of the store {table.table_uri!r}: {first_line(error)}. Restore its _delta_log "
+            "from a backup; nothing was changed"
+        ) from None
+    return number
 
 
 def live_files(table: Any) -> list[dict[str, Any]]:
@@ -275,7 +293,7 @@ def _commit(
     if token is not None and token_of(table) != token:
         raise StaleError
     transactions = [Transaction(f"eventgrain/{name}", 1) for name in {run, batch}]
-    transactions += [Transaction(name, (table.transaction_version(name) or 0) + 1) for name in serials]
+    transactions += [Transaction(name, (transaction(table, name) or 0) + 1) for name in serials]
     properties = CommitProperties(custom_metadata=about, max_commit_retries=RETRIES, app_transactions=transactions)
     fault("before-commit")
     try:

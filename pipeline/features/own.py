@@ -2,7 +2,8 @@
 
 The function gets a partition's events and gives a value for each; the kernels decide which of them a decision point
 sees. So it cannot see past a point, as long as an event's value does not itself hang on other events: later ones, those
-of other subscribers, or how many there are. :func:`_check` looks for that on the first rows that this process sees.
+of other subscribers, or how many there are. :func:`_check` looks for that among the first events of each kind that this
+process sees.
 
 Values are fixed-point from here on, so that sums are exact and the same on both backends: whole numbers and booleans as
 they are, others in millionths (micro-units), rounded half to even.
@@ -24,9 +25,10 @@ from pipeline.features.values import MICRO, SUM_LIMIT, aggregate, check_sums
 # How a row came here, which a decision on the day does not know alike; and what groups no better than the index.
 LEFT_OUT = ("batch", "ingested_at", "subscriber")
 ALWAYS = ("ts", "event")
-CHECKED_ROWS = 50_000  # that a function is tried on, in a process, before it is trusted
+CHECKED_ROWS = 50_000  # that a function is tried on at once, or a subscriber more
+CHECKED_OF_A_KIND = 1_000  # events that it is tried on, in a process, before it is trusted with those of a kind
 
-_checked: dict[str, int] = {}
+_checked: dict[str, dict[str, int]] = {}  # a function's text -> kind -> events that it was tried on
 _lock = threading.Lock()
 
 
@@ -201,27 +203,51 @@ def _fixed(
 
 
 def _check(own: UserFeature, frame: Frame, starts: Array, seg: Array, ts: Array, backend: Backend) -> None:
-    """Try the function on whole subscribers from the front of a partition, until it has been on enough rows.
+    """Try the function on whole subscribers of a partition until it has been on enough events of each kind there is:
+    one that looks ahead for a rare kind gives itself away only where that is.
 
-    An event's value must stay the same when events later than it, or other subscribers, are taken away, and when the
+    Raises:
+        DataError: see :func:`_try`.
+    """
+    xp, event = backend.xp, frame["event"]
+    names = backend.categories(event)
+    codes, untried = backend.codes(event, names), xp.ones(len(starts) - 1, dtype=bool)
+    while CHECKED_ROWS and len(ts):
+        with _lock:
+            tried = dict(_checked.get(own.source, {}))
+        wanted = xp.asarray([tried.get(name, 0) < CHECKED_OF_A_KIND for name in names], dtype=bool)[codes]
+        segments = xp.unique(seg[wanted & untried[seg]])
+        if not len(segments):
+            return
+        size = xp.cumsum(starts[segments + 1] - starts[segments])
+        chosen = xp.zeros(len(untried), dtype=bool)
+        chosen[segments[: int(xp.searchsorted(size, CHECKED_ROWS)) + 1]] = True
+        rows = xp.flatnonzero(chosen[seg])[: 4 * CHECKED_ROWS]  # of one giant subscriber, its first ones
+        _try(own, frame.iloc[rows], (xp.cumsum(chosen) - 1)[seg[rows]], ts[rows], backend)
+        untried &= ~chosen
+        counts = backend.to_host(xp.bincount(codes[rows], minlength=len(names))).tolist()
+        with _lock:
+            known = _checked.setdefault(own.source, {})
+            for name, count in zip(names, counts, strict=True):
+                known[name] = known.get(name, 0) + count
+
+
+def _try(own: UserFeature, frame: Frame, seg: Array, ts: Array, backend: Backend) -> None:
+    """An event's value must stay the same when events later than it, or other subscribers, are taken away, and when the
     function is called again.
+
+    Args:
+        seg: int64[n], 0, 0, 1, ...: the subscriber of each event.
     Raises:
         DataError: it does not; names the function, its file, an event, and what to do.
     """
-    with _lock:
-        done = _checked.get(own.source, 0)
-    if done >= CHECKED_ROWS or len(ts) == 0:
-        return
-    xp = backend.xp
-    stop = int(starts[int(seg[min(CHECKED_ROWS, len(ts)) - 1]) + 1])
-    stop = stop if stop <= 4 * CHECKED_ROWS else 4 * CHECKED_ROWS  # one giant subscriber; its later events are gone too
-    frame, ts, seg = frame.iloc[:stop], ts[:stop], seg[:stop]
+    xp, n = backend.xp, len(ts)
     expected = _call(own, frame, backend)
-    last = ts[xp.minimum(starts[seg + 1], stop) - 1]
-    places = xp.asarray([stop // 4, stop // 2, stop * 3 // 4, stop * 9 // 10])
+    last = ts[xp.searchsorted(seg, seg, side="right") - 1]
+    places = xp.asarray([n // 4, n // 2, n * 3 // 4, n * 9 // 10])
     quarters = [ts < instant for instant in xp.sort(ts)[places].tolist()]
     for kept, without in (
-        (xp.ones(stop, dtype=bool), ""),
+        (xp.ones(n, dtype=bool), ""),
         (seg % 2 == 0, "other subscribers are"),
         (seg % 2 == 1, "other subscribers are"),
         (ts < last, "each subscriber's latest events are"),
@@ -237,8 +263,6 @@ def _check(own: UserFeature, frame: Frame, starts: Array, seg: Array, ts: Array,
         differ = xp.flatnonzero((expected[1][rows] != found[1]) | ((one != two) & ~found[1]))
         if len(differ):
             _complain(own, frame.iloc[rows[differ[:1]]], without, backend)
-    with _lock:
-        _checked[own.source] = _checked.get(own.source, 0) + stop
 
 
 def _complain(own: UserFeature, event: Frame, without: str, backend: Backend) -> None:

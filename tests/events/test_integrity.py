@@ -59,6 +59,22 @@ def test_a_log_that_does_not_say_how_many_rows_there_are(settings: Config) -> No
     assert all("rows; the log says nothing, the index" in what for what in found.values())
 
 
+@pytest.mark.parametrize(("text", "instead"), [('"appId"', '"apqId"'), ('"version":1', '"versio~":1')])
+def test_a_log_whose_transactions_cannot_be_read(settings: Config, text: str, instead: str) -> None:
+    """The library finds it only when it is asked for one: whatever needs one says so, and nothing else is done."""
+    logs = [p for p in Path(settings.store_uri).glob("_delta_log/*.json") if text in p.read_text()]
+    assert logs
+    for path in logs:
+        path.write_text(path.read_text().replace(text, instead))
+    for task in (
+        EventStore(settings.store_uri).verify,
+        lambda: ingest(settings, PANDAS),
+        lambda: upkeep.clean(settings),
+    ):
+        with pytest.raises(StoreError, match=r"cannot read the Delta log of the store '.*store.*': .*Restore its"):
+            task()
+
+
 def test_every_bad_file_is_named(settings: Config) -> None:
     root = Path(settings.store_uri)
     store = EventStore(settings.store_uri)

@@ -187,6 +187,30 @@ def test_the_future_is_seen_through_no_function(backend: Backend) -> None:
     refused(backend, by_chance, "when called again with the same events")
 
 
+@pytest.mark.parametrize("partitions", [1, 2])
+def test_nor_for_a_rare_kind_long_after_the_function_is_trusted(
+    backend: Backend, partitions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the kind that it looks ahead for is in the last rows of a partition, or in a later partition only."""
+    monkeypatch.setattr(own, "CHECKED_ROWS", 40)
+    monkeypatch.setattr(own, "CHECKED_OF_A_KIND", 5)
+    common = [Event(key, day * DAY, "send", None, day) for key in range(40) for day in range(10)]
+    rare = [*(Event(50, day * DAY, "send", None, day) for day in range(9)), Event(50, 9 * DAY, "purchase", None, 9)]
+    calls: list[int] = []
+
+    @pipeline.feature(windows=["7d"], how="max")
+    def buyer(frame: Any) -> Any:
+        calls.append(len(frame))
+        return (frame.event == "purchase").groupby(level=0).transform("max")
+
+    if partitions == 2:
+        table(backend, common)
+        assert max(calls[:-1]) < 100  # tried on some, then computed
+        refused(backend, buyer, "taken away", rare)
+    else:
+        refused(backend, buyer, "taken away", [*common, *rare])
+
+
 def test_the_past_may_be_seen(backend: Backend) -> None:
     @pipeline.feature(windows=["30d"], how="last")
     def spent_so_far(frame: Any) -> Any:
