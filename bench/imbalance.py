@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from bench import argument
 from pipeline.errors import EventgrainError
 
 HERE = Path(__file__).parent
@@ -236,9 +237,9 @@ def parser() -> argparse.ArgumentParser:
         "python -m bench.run imbalance", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument("options", nargs="*", metavar="key=value", help="of the run's configuration, as model.epochs=10")
-    made.add_argument("--events", type=lambda t: int(float(t)), default=2_000_000, help="of the log, e.g. 5e6")
+    made.add_argument("--events", type=argument.count, default=2_000_000, help="of the log, e.g. 5e6")
     made.add_argument("--rate", type=float, default=0.1, help="share of negatives that downsampling keeps")
-    made.add_argument("--seeds", type=lambda t: [int(n) for n in t.split(",")], default=[1, 2, 3])
+    made.add_argument("--seeds", type=argument.numbers, default=[1, 2, 3])
     made.add_argument("--data", type=Path, default=HERE / "data", help="where the log and its store are made and kept")
     made.add_argument("--json", type=Path, help="by default bench/results/imbalance-EVENTS.json")
     return made

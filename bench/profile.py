@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
+from bench import argument, measure, ours, report, run
 from bench import log as logs
-from bench import measure, ours, report, run
 from bench.measure import Job
 from bench.workloads import Task
 
@@ -198,8 +198,8 @@ def main(arguments: list[str] | None = None) -> int:
         "python -m bench.profile", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("workload", help="all, or a list: " + ",".join(WORKLOADS))
-    parser.add_argument("--events", type=lambda t: int(float(t)), default=2_000_000, help="rows of the log, e.g. 20e6")
-    parser.add_argument("--repeat", type=int, default=3, help="runs that count; steps are their mean")
+    parser.add_argument("--events", type=argument.count, default=2_000_000, help="rows of the log, e.g. 20e6")
+    parser.add_argument("--repeat", type=argument.count, default=3, help="runs that count; steps are their mean")
     run.shared_options(parser)
     args = parser.parse_args(arguments)
     names = list(WORKLOADS) if args.workload == "all" else args.workload.split(",")

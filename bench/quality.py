@@ -26,7 +26,7 @@ import statistics
 import sys
 from typing import Any
 
-from bench import seeds
+from bench import argument, seeds
 from bench.contest import CEILINGS, measure
 from pipeline.options import NETWORKS
 
@@ -115,7 +115,7 @@ def table(report: dict[str, Any]) -> str:
 def parser() -> argparse.ArgumentParser:
     made = seeds.parser("quality", __doc__, 64)
     made.add_argument("--kinds", type=_kinds, default=[*NETWORKS, *OTHERS], help="comma-separated, auto too")
-    made.add_argument("--trials", type=int, default=4, help="settings of boosting that are tried")
+    made.add_argument("--trials", type=argument.count, default=4, help="settings of boosting that are tried")
     return made
 
 

@@ -30,8 +30,8 @@ from typing import Any
 
 import psutil
 
+from bench import argument, measure, ours, workloads
 from bench import log as logs
-from bench import measure, ours, workloads
 from bench import report as reports
 from bench.measure import Job
 from bench.memory import Keeper
@@ -242,13 +242,11 @@ def shared_options(parser: argparse.ArgumentParser) -> None:
     """The options of every kind of run."""
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--peers", type=_names, default=list(PEERS), help="comma-separated: polars,duckdb,spark")
-    parser.add_argument("--threads", type=int, default=cores)
+    parser.add_argument("--threads", type=argument.count, default=cores)
     parser.add_argument("--limit", type=float, default=600, help="seconds on the clock, then a measurement is stopped")
+    parser.add_argument("--memory-limit", type=argument.gigabytes, default=_memory() * 9 // 10, help="GB, the same")
     parser.add_argument(
-        "--memory-limit", type=lambda t: int(float(t) * 1e9), default=_memory() * 9 // 10, help="GB, the same"
-    )
-    parser.add_argument(
-        "--memory", type=lambda t: int(float(t) * 1e9), default=_memory() // 2, help="GB for DuckDB and Spark's heap"
+        "--memory", type=argument.gigabytes, default=_memory() // 2, help="GB for DuckDB and Spark's heap"
     )
     parser.add_argument("--keep-warm", type=float, help="GB of memory kept touched between measurements; 0 for none")
     parser.add_argument("--data", type=Path, default=HERE / "data", help="where logs and stores are made and kept")
@@ -263,11 +261,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "workload", type=_workloads, help="all, or a list: " + ",".join((*workloads.WORKLOADS, "train"))
     )
-    parser.add_argument("--events", type=lambda t: int(float(t)), default=2_000_000, help="rows of the log, e.g. 20e6")
-    parser.add_argument("--idioms", type=lambda t: t.split(","), help="only these of the peers' idioms")
-    parser.add_argument("--repeat", type=int, default=3, help="measurements of each; the median counts")
-    parser.add_argument("--partitions", type=int, help="key ranges that ours, and peers on our store, read")
-    parser.add_argument("--sample", type=int, default=1, help="features for one send in so many")
+    parser.add_argument("--events", type=argument.count, default=2_000_000, help="rows of the log, e.g. 20e6")
+    parser.add_argument("--idioms", type=argument.names, help="only these of the peers' idioms")
+    parser.add_argument("--repeat", type=argument.count, default=3, help="measurements of each; the median counts")
+    parser.add_argument("--partitions", type=argument.count, help="key ranges that ours, and peers on our store, read")
+    parser.add_argument("--sample", type=argument.count, default=1, help="features for one send in so many")
     shared_options(parser)
     return parser
 

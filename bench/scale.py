@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench import argument, measure, workloads
 from bench import log as logs
-from bench import measure, workloads
 from bench import report as reports
 from bench.measure import Job
 
@@ -30,12 +30,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m bench.run scale", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--events", type=lambda t: [int(float(n)) for n in t.split(",")], default=[10**6, 10**7, 10**8], help="1e6,1e7"
-    )
-    parser.add_argument("--sample", type=int, default=50, help="features for one send in so many")
-    parser.add_argument("--repeat", type=int, default=1)
-    parser.add_argument("--idioms", type=lambda t: t.split(","), default=["best"], help="the peers' idioms")
+    parser.add_argument("--events", type=argument.counts, default=[10**6, 10**7, 10**8], help="1e6,1e7")
+    parser.add_argument("--sample", type=argument.count, default=50, help="features for one send in so many")
+    parser.add_argument("--repeat", type=argument.count, default=1)
+    parser.add_argument("--idioms", type=argument.names, default=["best"], help="the peers' idioms")
     parser.add_argument("--fresh", action="store_true", help="measure again what the JSON has")
     shared_options(parser)
     return parser

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench import argument
 from pipeline.errors import EventgrainError
 
 HERE = Path(__file__).parent
@@ -22,14 +23,14 @@ def parser(name: str, doc: str | None, length: int) -> argparse.ArgumentParser:
         f"python -m bench.run {name}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument("options", nargs="*", metavar="key=value", help="of the run's configuration, as model.epochs=10")
-    made.add_argument("--events", type=lambda t: int(float(t)), default=2_000_000, help="of each log, e.g. 5e6")
-    made.add_argument("--seeds", type=lambda t: [int(n) for n in t.split(",")], default=[1, 2, 3])
-    made.add_argument("--clients", type=int, default=2, help="at most")
-    made.add_argument("--length", type=int, default=length, help="of the sequences")
+    made.add_argument("--events", type=argument.count, default=2_000_000, help="of each log, e.g. 5e6")
+    made.add_argument("--seeds", type=argument.numbers, default=[1, 2, 3])
+    made.add_argument("--clients", type=argument.count, default=2, help="at most")
+    made.add_argument("--length", type=argument.number, default=length, help="of the sequences")
     made.add_argument("--data", type=Path, default=HERE / "data", help="where logs and stores are made and kept")
     made.add_argument("--json", type=Path, help=f"by default bench/results/{name}-EVENTS.json")
     made.add_argument("--fresh", action="store_true", help="measure again what the JSON has")
-    made.add_argument("--seed", type=int, help=argparse.SUPPRESS)
+    made.add_argument("--seed", type=argument.number, help=argparse.SUPPRESS)
     return made
 
 

@@ -32,6 +32,8 @@ from typing import Any
 
 import numpy as np
 
+from bench import argument
+
 IDIOMS = {
     "ours": ("resident", "resident, XLA"),
     "fit-numpy": ("plain",),
@@ -297,19 +299,19 @@ def child(module: str, given: list[str], options: argparse.Namespace, names: tup
 def epochs_parser(prog: str, doc: str | None) -> argparse.ArgumentParser:
     """The options of whatever measures epochs of training over rows that are drawn."""
     parser = argparse.ArgumentParser(prog=prog, description=(doc or "").partition("\n")[0])
-    parser.add_argument("--rows", type=lambda t: int(float(t)), default=1_000_000)
-    parser.add_argument("--features", type=int, default=32)
-    parser.add_argument("--batch", type=int, default=4096)
-    parser.add_argument("--hidden", type=int, nargs="*", default=[64, 32])
-    parser.add_argument("--epochs", type=int, default=5, help="timed ones, after the first")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rows", type=argument.count, default=1_000_000)
+    parser.add_argument("--features", type=argument.count, default=32)
+    parser.add_argument("--batch", type=argument.count, default=4096)
+    parser.add_argument("--hidden", type=argument.count, nargs="*", default=[64, 32])
+    parser.add_argument("--epochs", type=argument.count, default=5, help="timed ones, after the first")
+    parser.add_argument("--rounds", type=argument.count, default=2)
     return parser
 
 
 def parser() -> argparse.ArgumentParser:
     """The options; those that no user gives are one measurement's own."""
     parser = epochs_parser("python -m bench.train", __doc__)
-    parser.add_argument("--engines", type=lambda t: t.split(","), default=list(IDIOMS))
+    parser.add_argument("--engines", type=argument.names, default=list(IDIOMS))
     parser.add_argument("--json", type=Path, help="where to write the results")
     parser.add_argument("--engine", help=argparse.SUPPRESS)
     parser.add_argument("--idiom", default="plain", help=argparse.SUPPRESS)

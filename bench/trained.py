@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import train
+from bench import argument, train
 from pipeline.config import Config, load
 
 ENGINES = ("ours", "fit-numpy", "fit-parquet")
@@ -181,11 +181,11 @@ def _child(folder: Path, engine: str, options: argparse.Namespace) -> dict[str, 
 def parser() -> argparse.ArgumentParser:
     """The options; those that no user gives are one measurement's own."""
     parser = argparse.ArgumentParser(prog="python -m bench.run trained", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--events", type=lambda t: int(float(t)), default=2_000_000)
-    parser.add_argument("--batch", type=int, default=4096)
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--engines", type=lambda t: t.split(","), default=list(ENGINES))
+    parser.add_argument("--events", type=argument.count, default=2_000_000)
+    parser.add_argument("--batch", type=argument.count, default=4096)
+    parser.add_argument("--epochs", type=argument.count, default=5)
+    parser.add_argument("--rounds", type=argument.count, default=3)
+    parser.add_argument("--engines", type=argument.names, default=list(ENGINES))
     parser.add_argument("--json", type=Path, help="where to write the results")
     parser.add_argument("--engine", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

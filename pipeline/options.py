@@ -99,6 +99,7 @@ TimeZone = Annotated[str, AfterValidator(_timezone)]
 Names = Annotated[list[str], BeforeValidator(as_list), Field(min_length=1)]
 NumberOrAuto = Annotated[int | Literal["auto"], BeforeValidator(_number_or_auto)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 RuleAction = Annotated[Literal["reject", "flag", "warn", "fail", "off"], BeforeValidator(_off)]
 
 
@@ -158,7 +159,7 @@ class Simulate(Section):
     variety: Annotated[float, Field(ge=0)] | None = None  # deviation of clients' levels of opening and leaving; small
     days: Annotated[int, Field(ge=1)] = 180
     start: dt.date = dt.date(2026, 5, 1)
-    seed: int = 1
+    seed: Seed = 1
     ids: Literal["string", "integer"] = "string"
     dirt: dict[str, float] = {}  # kind of dirt -> rate, over the module's defaults; 0 switches one off
 
@@ -223,7 +224,7 @@ class Split(Section):
 
     validation: Duration = 14 * UNITS["d"]
     holdout: Duration = 21 * UNITS["d"]
-    subscribers: Share = 0.0  # this hashed share of subscribers is in the hold-out alone
+    subscribers: Annotated[float, Field(ge=0, lt=1)] = 0.0  # this hashed share of them is in the hold-out alone
 
 
 class Quality(Section):
@@ -281,7 +282,7 @@ class Model(Section):
 
     kind: Literal["logistic", "dense", "recurrent", "attention", "combined", "auto"] = "dense"
     budget: Annotated[int, Field(ge=1)] = 1_000_000  # auto: rows x epochs that each kind is tried with
-    hidden: list[Annotated[int, Field(ge=1)]] = [64, 32]
+    hidden: list[Annotated[int, Field(ge=1, le=16_384)]] = [64, 32]
     units: Annotated[int, Field(ge=4, multiple_of=4)] = 32  # width of what reads a sequence
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     members: Annotated[int, Field(ge=1, le=64)] = 1  # networks trained side by side, whose mean predicts
@@ -296,7 +297,7 @@ class Model(Section):
     patience: Annotated[int, Field(ge=0)] = 3
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3e-3
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-4  # of AdamW, times learning_rate a step
-    seed: int = 1
+    seed: Seed = 1
     imbalance: Literal["none", "downsample", "recalibrated", "class_weights", "focal"] = "none"
     downsample: Annotated[float, Field(gt=0, le=1)] = 1.0  # share kept of train rows that are negative on every head
     focal_gamma: Annotated[float, Field(gt=0, le=5)] = 2.0
@@ -383,7 +384,7 @@ class Context(Section):
 class Sequences(Section):
     """The last events before each decision, beside the features."""
 
-    length: Annotated[int, Field(ge=0)] = 0  # how many; 0: none
+    length: Annotated[int, Field(ge=0, le=4096)] = 0  # how many; 0: none
     of: Literal["auto", "events", "exposures"] = "auto"  # auto: exposures and their answers, where a log has them
     campaigns: Annotated[int, Field(ge=0)] = 10_000  # the most frequent ones have a number of their own
     families: Annotated[int, Field(ge=0, le=250)] = 250  # the same of their names without numbers

@@ -42,6 +42,7 @@ RATES: dict[str, tuple[str, str, str]] = {
     "open_rate": ("unique_open", "deliveries", "subscribers who opened / deliveries"),
     "click_rate": ("unique_click", "deliveries", "subscribers who clicked / deliveries"),
     "click_to_open_rate": ("unique_click", "unique_open", "subscribers who clicked / subscribers who opened"),
+    "delete_rate": ("unique_delete", "deliveries", "subscribers who deleted it / deliveries"),
     "unsubscribe_rate": ("n_unsubscribe", "deliveries", "unsubscribes / deliveries"),
     "complaint_rate": ("n_complaint", "deliveries", "complaints / deliveries"),
 }
