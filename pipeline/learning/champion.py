@@ -15,7 +15,7 @@ from pipeline.features.preparation import context_of, hourly
 from pipeline.features.samples import HOLDOUT, SampleRequest
 from pipeline.features.table import FeatureTable, concat, feature_tables
 from pipeline.learning import registry
-from pipeline.learning.gate import Champion
+from pipeline.learning.gate import Champion, lost
 from pipeline.learning.rows import select
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def champion_of(training: Training, table: FeatureTable, ranges: int | None = No
         p = _predictions(training, request, table, model, spec, ranges)
     except EventgrainError as error:
         return Champion(version, learned, why_not={"": f"its features cannot be made of this log: {error}"})
-    return Champion(version, learned, *columns(training.config, theirs, model, p))
+    return Champion(version, learned, *columns(training.config, theirs, model, p), lost(card))
 
 
 def saw(theirs: Config, card: Mapping[str, Any], request: SampleRequest) -> bool:

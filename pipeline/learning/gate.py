@@ -30,12 +30,13 @@ SHOWN = 5  # drifted features named
 class Champion:
     """The model in use, as the challenger's rival. ``p``: float64[m, H], its predictions of the challenger's hold-out,
     NaN in the columns of outcomes that it cannot be compared on; ``learned``: the outcomes it has a model of;
-    ``why_not``: why it, or an outcome of it, is not compared, by outcome, "" for all."""
+    ``why_not``: why it, or an outcome of it, is not compared, by outcome, "" for all; ``lost``: see :func:`lost`."""
 
     version: str
     learned: frozenset[str] = frozenset()
     p: np.ndarray | None = None
     why_not: dict[str, str] = field(default_factory=dict)
+    lost: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -173,7 +174,8 @@ def _against(
     """The challenger's loss less the champion's on one outcome, as a share of the base rate's; None: not comparable.
 
     The interval knows the noise of the hold-out and not that of training: another seed alone moves a large hold-out's
-    loss by more than it. So a part of what the champion gains over the base rate may be lost.
+    loss by more than it. So a part of what the champion gains over the base rate may be lost, but once: what the
+    champion and those before it lost counts too, or a model could get worse day by day.
     """
     if champion.p is None or np.isnan(champion.p[:, h]).any():
         return None
@@ -188,10 +190,21 @@ def _against(
     found = paired(mine - theirs, weight, holdout.subscriber[known], settings.confidence, seed)
     difference, low, high = (value / base for value in found)
     ours, other = (float(np.average(v, weights=weight)) / base for v in (mine, theirs))
-    tolerated = settings.tolerance * max(1 - other, 0.0)
+    tolerated, before = settings.tolerance * max(1 - other, 0.0), champion.lost.get(head.name, 0.0)
+    surely = max(low, 0.0) + min(high, 0.0)  # worse or better by at least so much; 0 where neither is sure
+    after = max(before + surely, 0.0)
     words = f"{unit} {ours:.4f}, the champion's {other:.4f}: {abs(difference):.4f} "
-    words += f"{'worse' if difference > 0 else 'better'} ({low:+.4f} to {high:+.4f}; {tolerated:.4f} is tolerated)"
-    return {"difference": difference, "low": low, "high": high, "worse": bool(low > tolerated), "words": words}
+    words += f"{'worse' if difference > 0 else 'better'} ({low:+.4f} to {high:+.4f}; {tolerated:.4f} is tolerated"
+    words += f", of which earlier versions took {before:.4f})" if before else ")"
+    worse = surely > 0 and after > tolerated
+    return {"difference": difference, "low": low, "high": high, "lost": after, "worse": worse, "words": words}
+
+
+def lost(card: Mapping[str, Any]) -> dict[str, float]:
+    """Outcome -> by how much a version and those before it are surely worse than what was in use once, as shares of the
+    base rate's loss, from the version's card: what is left to make good again."""
+    compared = (card.get("gate") or {}).get("compared") or {}
+    return {name: float(found.get("lost") or 0.0) for name, found in compared.items()}
 
 
 def paired(

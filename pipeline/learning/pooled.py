@@ -294,7 +294,7 @@ class Pool:
         if saw(theirs, card, SampleRequest.from_config(self.config, "", self._end(), "train")):
             return gate.Champion(version, learned, why_not={"": SAW})
         p = self._predict(model, table, slices)[holdout].astype(np.float64)
-        return gate.Champion(version, learned, *columns(self.config, theirs, model, p))
+        return gate.Champion(version, learned, *columns(self.config, theirs, model, p), gate.lost(card))
 
     def _end(self) -> int:
         """Where the data of the client that goes on longest end, as the card says it."""

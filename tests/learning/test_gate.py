@@ -12,7 +12,7 @@ from sklearn.metrics import log_loss, mean_poisson_deviance
 
 from pipeline.learning.drift import Drift
 from pipeline.learning.evaluate import evaluate
-from pipeline.learning.gate import Champion, Holdout, Verdict, absolute, judge, loss, paired
+from pipeline.learning.gate import Champion, Holdout, Verdict, absolute, judge, loss, lost, paired
 from pipeline.learning.models import Head
 from pipeline.options import Gate
 
@@ -151,6 +151,32 @@ def test_what_another_seed_changes_is_tolerated() -> None:
     assert f"{0.1 * gain:.4f} is tolerated" in found["words"]
     assert ask(challenger, champion(GOOD.p)).accepted
     assert not ask(challenger, champion(GOOD.p), tolerance=0.0).accepted
+
+
+def test_it_is_tolerated_once_and_not_day_by_day() -> None:
+    """Each a little worse than the one before: the second is refused, until one has made good what the first lost."""
+    first, second = (ask(replace(GOOD, p=noisy(scale)), champion(GOOD.p)) for scale in (0.25, 0.37))
+    one = first.compared["click"]
+    assert first.accepted
+    assert one["lost"] == one["low"] > 0
+    spent = lost({"gate": first.to_dict()})
+    assert spent["click"] == one["lost"]
+    alone, after = (
+        ask(replace(GOOD, p=noisy(0.37)), replace(champion(noisy(0.25)), lost=before)) for before in ({}, spent)
+    )
+    assert alone.accepted
+    assert alone.compared["click"]["low"] > 0
+    assert not after.accepted
+    assert after.compared["click"]["lost"] == pytest.approx(one["lost"] + alone.compared["click"]["low"])
+    assert f"of which earlier versions took {one['lost']:.4f})" in after.reasons[-1]
+    same = ask(replace(GOOD, p=noisy(0.25)), replace(champion(noisy(0.25)), lost=spent))
+    assert same.accepted  # neither better nor worse: what was lost stays to be made good
+    assert same.compared["click"]["lost"] == one["lost"]
+    better = ask(GOOD, replace(champion(noisy(0.25)), lost=spent))
+    assert better.accepted
+    assert better.compared["click"]["lost"] < one["lost"] / 2
+    assert lost({}) == {}
+    assert second.compared["click"]["low"] > one["low"]
 
 
 def test_an_outcome_that_could_not_be_learnt_any_more_is_worse_than_one_that_could() -> None:
