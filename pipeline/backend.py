@@ -174,7 +174,9 @@ class Backend:
         return values, missing, kind
 
     def categories(self, series: Any) -> list[str]:
-        """The distinct values of a categorical column that its rows may have."""
+        """The distinct values that a column's rows may have: of text, those they have."""
+        if series.dtype.name != "category":
+            series = series.astype("category")
         found = series.cat.categories
         return found.to_arrow().to_pylist() if self.on_gpu else list(found)
 
