@@ -29,7 +29,14 @@ KINDS = ("flipped bit", "zeroed block", "truncated", "swapped", "wrong schema")
 
 
 def mutate(data: bytes, kind: str, rng: random.Random, other: bytes) -> tuple[bytes, int]:
-    """The bytes of a file after one mishap, and where it struck."""
+    """The bytes of a file after one mishap, other than before, and where it struck."""
+    found, at = data, 0
+    while found == data:  # as where zeros are zeroed
+        found, at = _mutate(data, kind, rng, other)
+    return found, at
+
+
+def _mutate(data: bytes, kind: str, rng: random.Random, other: bytes) -> tuple[bytes, int]:
     at = rng.randrange(len(data))
     if kind == "flipped bit":
         return data[:at] + bytes([data[at] ^ (1 << rng.randrange(8))]) + data[at + 1 :], at
