@@ -204,3 +204,65 @@ def test_the_command(tmp_path: Path, bucket: Bucket, victim: Victim) -> None:
         assert what in ended.text
         assert not ended.traceback
     assert os.environ["AWS_REGION"] == "us-east-1"
+
+
+def test_forgotten_aged_and_still_known(tmp_path: Path, bucket: Bucket, victim: Victim) -> None:
+    """A person's events go, and old ones; neither comes back with the files that held them."""
+    log = Log(tmp_path, bucket, victim, "forgotten")
+    assert log.ingest().code == 0
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(log.settings))
+    gone = log.rows[0]["user"]
+    argv = ["forget", "--config", str(path), "--subscriber", gone]
+    ended = victim.run("command", argv=argv, env=bucket.environment)
+    assert ended.code == 0, ended.text
+    left = [r for r in log.rows if r["user"] != gone]
+    assert len(left) < len(log.rows) - 50
+    assert compare(oracle_columns(rows_of(log.store)), oracle(left, tuple(CLIENTS.values()))).none
+    bucket.put(write(tmp_path / "again.parquet", log.rows[:300]), "forgotten/raw/day=3/again.parquet")
+    assert log.ingest().code == 0
+    assert compare(oracle_columns(rows_of(log.store)), oracle(left, tuple(CLIENTS.values()))).none
+    assert log.ingest(retention="10d").code == 0
+    ended = victim.run("clean", settings=log.settings | {"retention": "10d"}, env=bucket.environment)
+    assert ended.code == 0, ended.text
+    end = max(r["time"] for r in log.rows)
+    late = [r for r in left if r["time"] >= end - 10 * DAY]
+    assert 0 < len(late) < len(left)
+    assert compare(oracle_columns(rows_of(log.store)), oracle(late, tuple(CLIENTS.values()))).none
+    assert EventStore(log.store).verify() > 0
+
+
+def test_damaged_objects_are_named(tmp_path: Path, bucket: Bucket, victim: Victim) -> None:
+    """One of the sources, which stops no other; one of the store, by reads and by ``verify``, also where it is gone."""
+    log = Log(tmp_path, bucket, victim, "damaged")
+    source = "damaged/raw/day=1/part 1%20.parquet"
+    good = (tmp_path / "1.parquet").read_bytes()
+    (tmp_path / "bad.parquet").write_bytes(good[: len(good) // 2])
+    bucket.put(tmp_path / "bad.parquet", source)
+    ended = log.ingest()
+    assert ended.code == 0, ended.text
+    assert ended.text.startswith("rows in 1,040 = kept 1,040")
+    assert f"bad file: s3://{bucket.name}/{source} " in ended.text
+    bucket.put(tmp_path / "1.parquet", source)
+    assert log.ingest().text.startswith("rows in 520 = kept 520")
+    assert log.whole()
+    key = f"damaged/store/{EventStore(log.store).files[0]['path']}"
+    whole = bucket.client.get_object(Bucket=bucket.name, Key=key)["Body"].read()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 3] ^= 1
+    for data in (bytes(flipped), None):
+        if data is None:
+            bucket.client.delete_object(Bucket=bucket.name, Key=key)
+        else:
+            bucket.client.put_object(Bucket=bucket.name, Key=key, Body=data)
+        out = str(tmp_path / "rows")
+        for ended in (
+            victim.run("verify", uri=log.store, env=bucket.environment),
+            victim.run("read", uri=log.store, out=out, env=bucket.environment),
+        ):
+            assert ended.code == 2, ended.text
+            assert key.rpartition("/")[2] in ended.text
+            assert not ended.traceback
+    bucket.client.put_object(Bucket=bucket.name, Key=key, Body=whole)
+    assert EventStore(log.store).verify() > 0
+    assert log.whole()
