@@ -221,7 +221,7 @@ def _check(own: UserFeature, frame: Frame, starts: Array, seg: Array, ts: Array,
             return
         size = xp.cumsum(starts[segments + 1] - starts[segments])
         chosen = xp.zeros(len(untried), dtype=bool)
-        chosen[segments[: int(xp.searchsorted(size, CHECKED_ROWS)) + 1]] = True
+        chosen[segments[: int((size < CHECKED_ROWS).sum()) + 1]] = True
         rows = xp.flatnonzero(chosen[seg])[: 4 * CHECKED_ROWS]  # of one giant subscriber, its first ones
         _try(own, frame.iloc[rows], (xp.cumsum(chosen) - 1)[seg[rows]], ts[rows], backend)
         untried &= ~chosen

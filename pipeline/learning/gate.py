@@ -196,7 +196,7 @@ def _against(
     words = f"{unit} {ours:.4f}, the champion's {other:.4f}: {abs(difference):.4f} "
     words += f"{'worse' if difference > 0 else 'better'} ({low:+.4f} to {high:+.4f}; {tolerated:.4f} is tolerated"
     words += f", of which earlier versions took {before:.4f})" if before else ")"
-    worse = surely > 0 and after > tolerated
+    worse = bool(surely > 0 and after > tolerated)
     return {"difference": difference, "low": low, "high": high, "lost": after, "worse": worse, "words": words}
 
 
