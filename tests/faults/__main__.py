@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--parts", default="kills,rivals,disk,damage,drift", help="which, separated by commas")
     parser.add_argument("--kills", type=int, default=25, help="at each fault point")
     parser.add_argument("--random", type=int, default=200, help="kills at random times")
-    parser.add_argument("--mutations", type=int, default=44, help="of each kind at each place: 23 times as many in all")
+    parser.add_argument("--mutations", type=int, default=58, help="of each kind at each place: 23 times as many in all")
     parser.add_argument("--minutes", type=float, default=60, help="no round begins after so many minutes of a part")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="faults-"))

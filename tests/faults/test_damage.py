@@ -202,4 +202,4 @@ def test_damage(tmp_path: Path, victim: Victim) -> None:
 
 @pytest.mark.slow
 def test_a_thousand_mutations(tmp_path: Path, victim: Victim) -> None:
-    assert wrong(measure(tmp_path, victim, 44)) == []
+    assert wrong(measure(tmp_path, victim, 58)) == []
