@@ -12,6 +12,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from pipeline import extensions
 from pipeline.run import main
 
 SMALL = [
@@ -229,7 +230,10 @@ def hour_of_opens(events):
 """
 
 
-def test_a_feature_of_one_s_own_is_learned_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_feature_of_one_s_own_is_learned_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extensions, "_features", {})  # of this test alone
     mine = tmp_path / "mine.py"
     mine.write_text(OWN)
     asked = [*SMALL, "name=own", "simulate.clients=1", f"extensions={mine}", "features.groups=[counts, tenure]"]
