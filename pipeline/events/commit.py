@@ -143,7 +143,7 @@ def transaction(table: Any, name: str) -> int | None:
     except DeltaError as error:
         raise StoreError(
             f"cannot read the Delta log of the store {table.table_uri!r}: {first_line(error)}. Restore its _delta_log "
-            "from a backup; nothing was changed"
+            "from a backup; the data files are untouched"
         ) from None
     return number
 

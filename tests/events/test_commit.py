@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -17,13 +18,18 @@ from pipeline.events.tables import _footer
 from tests.events.logs import config, random_rows, rows_of_frame, write
 
 
-def test_what_was_written_is_verified(tmp_path: Path) -> None:
+def one_file(tmp_path: Path) -> tuple[EventStore, dict[str, Any]]:
+    """A store of one batch, and the entry of one of its files."""
     write(tmp_path / "raw/1.parquet", random_rows(100))
     settings = config(tmp_path)
     ingest(settings, PANDAS)
     store = EventStore(settings.store_uri)
     (manifest,) = store.manifests().values()
-    entry = manifest["files"][0]
+    return store, manifest["files"][0]
+
+
+def test_what_was_written_is_verified(tmp_path: Path) -> None:
+    store, entry = one_file(tmp_path)
     verify(store.place, [entry], store.schema, 1)
     for wrong, message in (
         ({"size": entry["size"] + 1}, "bytes where"),
@@ -37,13 +43,8 @@ def test_what_was_written_is_verified(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["campaign", "value", "ts", "machine", "batch"])
 def test_only_a_column_that_may_be_null_may_be_absent(tmp_path: Path, name: str) -> None:
-    write(tmp_path / "raw/1.parquet", random_rows(100))
-    settings = config(tmp_path)
-    ingest(settings, PANDAS)
-    store = EventStore(settings.store_uri)
-    (manifest,) = store.manifests().values()
-    entry = manifest["files"][0]
-    path = Path(settings.store_uri) / entry["path"]
+    store, entry = one_file(tmp_path)
+    path = Path(store.uri) / entry["path"]
     pq.write_table(pq.ParquetFile(path).read().drop_columns([name]), path)
     entry = entry | {"size": path.stat().st_size, "sha256": digest_of(store.place.fs, str(path))}
     if name in ("campaign", "value"):

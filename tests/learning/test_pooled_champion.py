@@ -30,7 +30,7 @@ def verdict(log: tuple[EventStore, Config], models: Path, back: int = 0, **optio
 
 
 def test_only_what_asks_the_same_and_did_not_see_the_hold_out_is_compared(
-    log: tuple[EventStore, Config], tmp_path: Path
+    log: tuple[EventStore, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verdict(log, tmp_path, back=1)
     first = registry.current(tmp_path, None)
@@ -45,4 +45,13 @@ def test_only_what_asks_the_same_and_did_not_see_the_hold_out_is_compared(
     assert "trained on later data" in earlier.not_compared
     assert earlier.compared == {}
     registry.use(tmp_path, None, str(first))
-    assert verdict(log, tmp_path).compared.keys() == {"open"}
+    load = registry.load_version
+
+    def with_loss(*asked: Any) -> Any:
+        model, spec, card = load(*asked)
+        return model, spec, {**card, "gate": {"compared": {"open": {"lost": 0.4}}}}
+
+    monkeypatch.setattr(registry, "load_version", with_loss)
+    compared = verdict(log, tmp_path).compared
+    assert compared.keys() == {"open"}
+    assert "of which earlier versions took 0.4000" in compared["open"]["words"]
