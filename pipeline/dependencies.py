@@ -64,7 +64,7 @@ def _learning(context: Context) -> tuple[object, ...]:
         "as_known_at",
     }
     part = context.config.model_dump(mode="json", include=fields)
-    part |= {"count_machines": context.config.quality.count_machines}
+    part |= context.config.quality.model_dump(mode="json", include={"count_machines", "mail_programs"})
     store = (context.config.store_uri, context.store.version())
     own = (extensions.digest(context.config.extensions), [(f.name, f.source) for f in extensions.features()])
     return code_version(), store, context.backend.name, part, own

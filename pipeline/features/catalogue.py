@@ -19,6 +19,7 @@ from pipeline.features.spec import (
     ENDINGS,
     HISTORY,
     RESPONSES,
+    SEND,
     SMOOTH_HITS,
     SMOOTH_TRIALS,
     Feature,
@@ -101,7 +102,7 @@ class _Log:
 
     @classmethod
     def of(cls, config: Config, present: set[str]) -> _Log:
-        exposure = config.at.event or ("send" if "send" in present else None)
+        exposure = config.at.event or (SEND if SEND in present else None)
         outcome_kinds = tuple(k for o in config.outcomes.values() for k in o.kinds)
         wanted = [*RESPONSES, *(k for k in outcome_kinds if k not in (*RESPONSES, *ENDINGS, *BOUNCES, exposure))]
         rated = tuple(k for k in dict.fromkeys(wanted) if k in present)
@@ -112,7 +113,7 @@ class _Log:
             kinds=kinds,
             windows=(*config.windows, *([None] if "lifetime" in config.features.groups else [])),
             exposure=exposure,
-            bounces=tuple(k for k in BOUNCES if k in present) if exposure == "send" else (),
+            bounces=tuple(k for k in BOUNCES if k in present) if exposure == SEND else (),
             responses=tuple(k for k in RESPONSES if k in present) or rated,
             rated=rated,
             acts=tuple(k for k in kinds if k not in (exposure, *BOUNCES)),

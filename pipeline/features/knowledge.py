@@ -112,7 +112,6 @@ def _copy(part: Partition, begin: Array, size: Array, known: Array, until: Array
     rows, group, end = rows[kept], group[kept], end[kept]
     past = part.take(rows, group)
     past.ts = xp.where(end, until[group], past.ts)
-    same = past.human is past.kind
     past.kind = xp.where(end, -1, past.kind)
-    past.human = past.kind if same else xp.where(end, -1, past.human)
+    past.tell_humans()  # by what was known then
     return past

@@ -112,8 +112,8 @@ def _values(rows: Rows, own: UserFeature) -> _Values:
     _check(own, frame, part.starts, part.seg, part.ts, backend)
     fixed, missing, scale = _call(own, frame, backend)
     counted = ~missing
-    if "machine" in part.frame.columns:
-        counted = counted & ~backend.column(part.frame["machine"])
+    if part.flagged is not None:
+        counted = counted & ~part.flagged & (part.human == part.kind)
     subset = Subset(part, counted)
     fixed = fixed[subset.rows]
     if own.how != "distinct":

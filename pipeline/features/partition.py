@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.backend import Array, Backend, Frame
 from pipeline.errors import DataError
 from pipeline.features import kernels
+from pipeline.features.programs import MailPrograms, program_opens
 from pipeline.features.sequences import SequenceSpec, family, ids
 
 NEVER = -(1 << 62)
@@ -23,9 +24,11 @@ class Partition:
     """One partition's events as arrays: whole subscribers, rows in the store's total order.
 
     ``key``, ``ts``: int64[n]. ``kind``: int[n], position in ``vocabulary``, -1 for any other kind; ``human``: the
-    same with machine events taken out (the same array where none are flagged). ``starts``: int64[S+1]; ``seg``:
-    int64[n]. ``campaign``: int32[n], -1 for null, codes of this partition alone. ``family``: int32[n], the same
-    of the campaigns' families, positions in ``families``. ``value``: int64[n], micro-units.
+    same with machine events taken out (the same array where none are flagged), see :meth:`tell_humans`. ``flagged``:
+    bool[n], machine events as the ingest knows them, None where there are none; ``programs``: how a mail program's
+    opens are told beside them. ``starts``: int64[S+1]; ``seg``: int64[n]. ``campaign``: int32[n], -1 for null, codes of
+    this partition alone. ``family``: int32[n], the same of the campaigns' families, positions in ``families``.
+    ``value``: int64[n], micro-units.
     ``ingested``: int64[n], when each row arrived. ``provider``: int32[n], position in a vocabulary, its length for a
     provider that is not in it, -1 for null. ``campaign_id``, ``family_id``, ``provider_id``: int64[n], see
     ``sequences.ids``. ``frame``: the events themselves, for features of the user's own.
@@ -49,6 +52,8 @@ class Partition:
     family_id: Array | None = None
     provider_id: Array | None = None
     frame: Frame | None = None
+    flagged: Array | None = None
+    programs: MailPrograms | None = None
 
     @property
     def xp(self) -> Any:
@@ -72,6 +77,14 @@ class Partition:
             if name in self.vocabulary:
                 mask |= kind == self.vocabulary.index(name)
         return mask
+
+    def tell_humans(self) -> None:
+        """Take machine events out of ``human``: those flagged, and the opens of mail programs that these rows tell."""
+        self.human = self.kind
+        if self.flagged is not None:
+            self.human = self.xp.where(self.flagged, -1, self.kind)
+            if self.programs is not None:
+                self.human[program_opens(self, self.programs)] = -1
 
     def take(self, rows: Array, seg: Array) -> Partition:
         """Rows anew, repeats allowed, as segments of their own.
@@ -113,6 +126,7 @@ def partition_arrays(
     providers: list[str] | None = None,
     sequences: SequenceSpec | None = None,
     families: Iterable[str] | None = None,
+    programs: MailPrograms | None = None,
 ) -> Partition:
     """The arrays of a canonical event frame; no copy of the key and the time.
 
@@ -121,6 +135,7 @@ def partition_arrays(
             ``ingested_at`` where asked for.
         providers: the vocabulary of ``provider``; sequences: has those of the ids; where those are asked for.
         families: where those of campaigns are asked for: what else is numbered with them, whether or not it is here.
+        programs: where opens of mail programs are to be told; needs the column campaign, if the log has it.
     Raises:
         DataError: the rows are not sorted by (subscriber_key, ts), or a column holds nulls.
     """
@@ -134,12 +149,12 @@ def partition_arrays(
             "read them with EventStore.read, or sort them"
         )
     kind = backend.codes(frame["event"], vocabulary)
-    human = kind
+    part = Partition(backend, vocabulary, key, ts, kind, kind, starts, seg)
     if "machine" in frame.columns:
         machine = backend.column(frame["machine"])
         if bool(machine.any()):
-            human = xp.where(machine, -1, kind)
-    part = Partition(backend, vocabulary, key, ts, kind, human, starts, seg)
+            part.flagged, part.programs = machine, programs
+            campaign = campaign or programs is not None
     if (campaign or families is not None) and "campaign" in frame.columns:
         column = frame["campaign"].astype("category")
         categories = column.cat.categories
@@ -149,6 +164,7 @@ def partition_arrays(
         if families is not None:
             part.families = tuple(sorted({*(family(name) for name in names), *families} - {""}))
             part.family = backend.codes(column, list(part.families), family)
+    part.tell_humans()
     if value and "value" in frame.columns:
         part.value = backend.column(frame["value"])
     if providers and "provider" in frame.columns:

@@ -102,7 +102,15 @@ def _some(spec: FeatureSpec, store: Any, client: str, request: SampleRequest) ->
     asked = (client, None, request.as_of, [c for c in store.columns if c in wanted])
     ranges = max(-(-store.plan(*asked, 1, request.known_by).rows // similarity.EVENTS), 1)
     events = store.read_range(store.plan(*asked, ranges, request.known_by), 0)
-    return partition_arrays(events, list(spec.kinds), backend_of(events), campaign=True, value=False, families=())
+    return partition_arrays(
+        events,
+        list(spec.kinds),
+        backend_of(events),
+        campaign=True,
+        value=False,
+        families=(),
+        programs=request.mail_programs,
+    )
 
 
 def _named(

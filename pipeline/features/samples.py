@@ -19,7 +19,8 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.features.kernels import attribute, hashed_share, last_before, sum_at
 from pipeline.features.knowledge import corrections
 from pipeline.features.partition import Partition
-from pipeline.features.spec import ENDINGS
+from pipeline.features.programs import MailPrograms
+from pipeline.features.spec import ENDINGS, SEND
 from pipeline.options import format_duration
 
 TRAIN, VALIDATION, HOLDOUT, NONE = 0, 1, 2, -1
@@ -51,7 +52,8 @@ class SampleRequest:
     ``as_known_at``: use only rows that had arrived by then; "decision": see ``knowledge.py``, and for labels as_of.
     ``campaign``: that the scored rows are sends of, None where it is not known.
     ``keep_suppressed``: score also who has unsubscribed; the keys say who, in a column ``suppressed``.
-    ``machines``: machine events count like a human's, in features and labels.
+    ``machines``: machine events count like a human's, in features and labels. ``programs``: the share of exposures
+    opened by a machine that makes a mail program, see ``programs.py``; 0: none is told.
     """
 
     purpose: Literal["train", "score"]
@@ -72,6 +74,7 @@ class SampleRequest:
     keys: tuple[str, ...] = ("campaign", "event_id")
     keep_suppressed: bool = False
     machines: bool = False
+    programs: float = 0.5
     campaign: str | None = None
 
     @classmethod
@@ -119,6 +122,7 @@ class SampleRequest:
             at=at,
             keys=("subscriber",) if purpose == "score" else ("campaign", "event_id"),
             machines=config.quality.count_machines,
+            programs=config.quality.mail_programs,
         )
 
     @property
@@ -134,6 +138,11 @@ class SampleRequest:
     def known_by(self) -> int | None:
         """No row that arrived later is used at all, microseconds UTC; None where it does not matter."""
         return self.as_of if self.as_known_at == "decision" else self.as_known_at
+
+    @property
+    def mail_programs(self) -> MailPrograms | None:
+        """By what their opens are told, the same whatever the specification; None where they are not."""
+        return None if self.machines or not self.programs else MailPrograms(self.exposure or SEND, self.programs)
 
     @property
     def kinds(self) -> tuple[str, ...]:

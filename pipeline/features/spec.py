@@ -26,6 +26,7 @@ SMOOTH_HITS, SMOOTH_TRIALS = 1.0, 10.0
 
 ENDINGS = ("unsubscribe", "complaint", "hard_bounce")  # after one of these, no sends until a subscribe
 BOUNCES = ("soft_bounce", "hard_bounce")
+SEND = "send"  # the exposure where decisions are not made at events
 RESPONSES = ("open", "click")
 CAMPAIGNS = {"campaigns", "match", "reaction", "presence"}  # computations that look at each event's campaign
 

@@ -96,7 +96,9 @@ def feature_table(
     events = _visible(events, request, backend)
     ops = {f.op for f in spec.features}
     answered = spec.sequences is not None and bool(spec.sequences.answers)
-    vocabulary = list(dict.fromkeys([*spec.kinds, *request.kinds]))
+    programs = request.mail_programs
+    told = () if programs is None else programs.kinds
+    vocabulary = list(dict.fromkeys([*spec.kinds, *request.kinds, *told]))
     part = partition_arrays(
         events,
         vocabulary,
@@ -107,6 +109,7 @@ def feature_table(
         providers=None if context is None else context.names["provider"],
         sequences=spec.sequences,
         families=[family(request.campaign or "")] if "match" in ops else None,
+        programs=programs,
     )
     if "own" in ops:
         part.frame = events
@@ -223,14 +226,16 @@ class _Decided:
 def read_columns(store: Any, client: str, spec: FeatureSpec, request: SampleRequest) -> list[str]:
     """The columns of the store that a table of these features and labels reads, beside the key.
 
-    Flags of machines only where a row has one, unless a feature of the user's own asks for them.
+    Flags of machines, and what mail programs are told by, only where a row has one, unless a feature of the user's own
+    asks for them.
 
     Raises:
         ConfigError, ModelError: see :func:`own.columns`.
     """
     flagged = store.has_machines(client)
     asked = [c for c in request.columns() if flagged or c != "machine"]
-    wanted = [*asked, *spec.columns, *own.columns(spec, store.columns)]
+    told = ["campaign"] if flagged and request.mail_programs is not None else []
+    wanted = [*asked, *told, *spec.columns, *own.columns(spec, store.columns)]
     return [c for c in dict.fromkeys(wanted) if c in store.columns]
 
 

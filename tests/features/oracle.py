@@ -32,7 +32,7 @@ def feature(
     ``own``: what the user's functions give an event; ``campaign``: what is decided about, None where unknown.
     """
     everything = [e for e in events if e.key == key and e.ts < at]
-    seen = [e for e in everything if not e.machine]
+    seen = [e for e in told(everything) if not e.machine]
     out: dict[str, float] = {}
     for f in spec.features:
         inside = [e for e in seen if f.window is None or e.ts >= at - f.window]
@@ -101,6 +101,29 @@ def local(ts: int, timezone: str) -> dt.datetime:
     return (dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=ts)).astimezone(
         zoneinfo.ZoneInfo(timezone)
     )
+
+
+def told(mine: list[Event], share: float = 0.5, exposure: str = "send") -> list[Event]:
+    """One subscriber's events in total order, the opens that a mail program made marked as a machine's too."""
+    sends = [e for e in mine if e.event == exposure]
+    opens: list[list[Event]] = [[] for _ in sends]
+    message = {}
+    for e in mine:
+        of = [i for i, s in enumerate(sends) if s.campaign == e.campaign and s.ts <= e.ts]
+        if e.event == "open" and e.campaign is not None and of:
+            message[id(e)] = of[-1]
+            opens[of[-1]].append(e)
+    out = []
+    for e in mine:
+        program = False
+        if id(e) in message and not e.machine and share:
+            i = message[id(e)]
+            first = next(o for o in opens[i] if not o.machine) is e
+            fetched = [any(o.machine and o.ts <= e.ts for o in of) for of in opens]
+            last = fetched[max(i - 20, 0) : i]
+            program = first and not fetched[i] and sum(last) >= 3 and sum(last) >= share * len(last)
+        out.append(e._replace(machine=True) if program else e)
+    return out
 
 
 def family(campaign: str | None) -> str:
@@ -248,7 +271,7 @@ def run(spec: FeatureSpec, how: str | None, seen: list[Event], at: int, window: 
 
 def label(head: Head, request: SampleRequest, events: list[Event], send: Event) -> tuple[float, float]:
     """One outcome of one exposure, and whether it is known; ``events`` in total order."""
-    mine = [e for e in events if e.key == send.key and e.ts < request.as_of]
+    mine = told([e for e in events if e.key == send.key and e.ts < request.as_of])
     total = 0
     for e in mine:
         if e.event not in head.kinds or e is send or e.machine or not send.ts <= e.ts < send.ts + head.within:
