@@ -163,6 +163,7 @@ def test_lists_for_a_client_that_is_not_there_are_not_passed_over(
         {"windows": ["3d"]},
         {"model": {"epochs": 1}},
         {"quality": {"count_machines": True}},
+        {"quality": {"mail_programs": 0}},
         {"gate": {"entropy": 0.99}},
     ],
     ids=lambda changed: next(iter(changed)),

@@ -28,7 +28,7 @@ MEASURES = {
 LIMITS = """\
 - It says what is likely for one message, as things went in the log it learned from. It does not say what a message
   causes, and nothing of subscribers, campaigns or habits unlike those.
-- Outcomes that machines made (privacy proxies, link scanners) are no labels, as far as the ingest's rules find them.
+- Outcomes that machines made (privacy proxies, link scanners) are no labels, as far as rules find them.
 - A subscriber of less history than `decide.minimum_events` is not scored.
 - The numbers above hold for the days of the hold-out. Train again when the days change; the gate compares."""
 

@@ -26,6 +26,7 @@ from pipeline.features.sequences import (
 from pipeline.features.spec import FeatureSpec
 from pipeline.features.table import FeatureTable, concat, feature_table, row_bytes
 from tests.features.logs import DAY, Event, by_key_range, frame_of, ordered
+from tests.features.oracle import told
 from tests.features.test_portable import StrictBackend
 from tests.strict_numpy import StrictArray
 
@@ -71,9 +72,15 @@ def request(**changes: Any) -> SampleRequest:
     return SampleRequest(**{**base, **changes})
 
 
+def past(events: list[Event], send: Event, per_decision: bool) -> list[Event]:
+    """What people did before a send, as far as it was known then."""
+    mine = [e for e in events if e.key == send.key and e.ts < send.ts]
+    return [e for e in told([e for e in mine if not per_decision or arrived(e) <= send.ts]) if not e.machine]
+
+
 def oracle(events: list[Event], send: Event, per_decision: bool) -> dict[str, list[float]]:
-    seen = [e for e in events if e.key == send.key and e.ts < send.ts and e.event in KINDS and not e.machine]
-    last = [e for e in seen if not per_decision or arrived(e) <= send.ts][-LENGTH:]
+    seen = [e for e in past(events, send, per_decision) if e.event in KINDS]
+    last = seen[-LENGTH:]
     pad = [0.0] * (LENGTH - len(last))
     return {
         "mask": [*pad, *(1.0 for _ in last)],
@@ -88,8 +95,7 @@ def oracle(events: list[Event], send: Event, per_decision: bool) -> dict[str, li
 
 def exposures_oracle(events: list[Event], send: Event, per_decision: bool) -> dict[str, list[float]]:
     """The last sends, and which kinds had answered each by the moment of ``send``."""
-    seen = [e for e in events if e.key == send.key and e.ts < send.ts and not e.machine]
-    seen = [e for e in seen if not per_decision or arrived(e) <= send.ts]
+    seen = past(events, send, per_decision)
     sends = [e for e in seen if e.event == "send"]
     answers = {e.event_id: 0 for e in sends}
     for e in seen:
