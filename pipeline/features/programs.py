@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.backend import Array
-from pipeline.features.exposures import NONE, answering_rows, first_answers
+from pipeline.features.exposures import NEVER, NONE, answering_rows
 from pipeline.features.kernels import prefix_count
 
 OPEN = "open"
+_FLAGGED = "flagged open"  # a kind of its own here, so that both are attributed at once
 LAST = 20  # exposures that are looked back at, since people change their programs
 LEAST = 3  # of them opened by a machine: fewer may be one bad day
 
@@ -56,14 +57,16 @@ def program_opens(part: Any, rule: MailPrograms) -> Array:
     few = replace(part, frame=None).take(rows, (xp.cumsum(often) - 1)[part.seg[rows]])
     exposed = few.kind == few.code(rule.exposure)
     sent, before = xp.flatnonzero(exposed), prefix_count(xp, exposed)
-    (first,) = answering_rows(few, sent, (OPEN,))
-    (fetched,) = first_answers(replace(few, human=xp.where(few.flagged, few.kind, -1)), sent, (OPEN,))
+    few.human = xp.where(few.flagged & (few.kind == few.code(OPEN)), len(few.vocabulary), few.human)
+    few.vocabulary = [*few.vocabulary, _FLAGGED]
+    first, fetched = answering_rows(few, sent, (OPEN, _FLAGGED))
+    fetched_at = xp.where(fetched == NONE, NEVER, few.ts[xp.maximum(fetched, 0)])
 
     asked = xp.flatnonzero(first != NONE)
-    asked = asked[fetched[asked] > few.ts[first[asked]]]
+    asked = asked[fetched_at[asked] > few.ts[first[asked]]]
     at = few.ts[first[asked]]
     earlier = asked[:, None] - (xp.arange(LAST, dtype=xp.int64) + 1)
     there = earlier >= before[few.starts[few.seg[sent[asked]]]][:, None]
-    opened = (there & (fetched[xp.maximum(earlier, 0)] <= at[:, None])).sum(axis=1)
+    opened = (there & (fetched_at[xp.maximum(earlier, 0)] <= at[:, None])).sum(axis=1)
     found = (opened >= LEAST) & (opened >= rule.share * there.sum(axis=1))
     return rows[first[asked[found]]]

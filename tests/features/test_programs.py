@@ -110,6 +110,22 @@ def test_what_comes_later_changes_no_event(backend: Backend, seed: int) -> None:
         assert humans(arrays([events[i] for i in kept], backend)) == [whole[i] for i in kept]
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_what_comes_at_a_decision_or_later_changes_no_feature(backend: Backend, seed: int) -> None:
+    """Not the flags of what comes then, nor whether it comes."""
+    events, asked = a_log(seed), request(heads=(), holdout_share=1.0)
+    whole = backend.to_host(made(events, backend, asked).X)
+    at = np.array([e.ts for e in events if e.event == "send"])
+    assert len(at) == len(whole)
+    for day in range(5, 40, 7):
+        past = [e for e in events if e.ts < day * DAY]
+        later = [e._replace(machine=not e.machine) for e in events if e.ts >= day * DAY]
+        for log in (past, ordered([*past, *later])):
+            X = backend.to_host(made(log, backend, asked).X)
+            then = np.array([e.ts for e in log if e.event == "send"])
+            assert X[then < day * DAY].tobytes() == whole[at < day * DAY].tobytes()
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_features_and_labels_agree_with_plain_python(backend: Backend, seed: int) -> None:
     events = a_log(seed, subscribers=4)
