@@ -247,7 +247,7 @@ class Quality(Section):
     privacy_agents: list[str] = ["Mozilla/5.0"]  # the whole agent of mail programs that open all mail themselves
     machine: list[str] = list(MACHINE_RULES)  # the rules whose flag makes an event a machine's
     count_machines: bool = False  # let machine events count in features and outcomes
-    mail_programs: Share = 0.5  # of somebody's last messages opened by a machine: a program opens them all; 0: off
+    mail_programs: Share = 0.4  # of somebody's last messages opened by a machine: a program opens them all; 0: off
     volume_ratio: Annotated[float, Field(gt=1)] = 2.0  # a day's rows over (or under) the usual, and
     volume_score: Annotated[float, Field(gt=0)] = 6.0  # so many robust standard deviations from it
     share_shift: Annotated[float, Field(gt=0)] = 0.1  # so much more or less of a day's rows of one kind than usual

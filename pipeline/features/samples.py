@@ -74,7 +74,7 @@ class SampleRequest:
     keys: tuple[str, ...] = ("campaign", "event_id")
     keep_suppressed: bool = False
     machines: bool = False
-    programs: float = 0.5
+    programs: float = 0.4
     campaign: str | None = None
 
     @classmethod

@@ -103,7 +103,7 @@ def local(ts: int, timezone: str) -> dt.datetime:
     )
 
 
-def told(mine: list[Event], share: float = 0.5, exposure: str = "send") -> list[Event]:
+def told(mine: list[Event], share: float = 0.4, exposure: str = "send") -> list[Event]:
     """One subscriber's events in total order, the opens that a mail program made marked as a machine's too."""
     sends = [e for e in mine if e.event == exposure]
     opens: list[list[Event]] = [[] for _ in sends]
