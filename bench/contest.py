@@ -64,7 +64,7 @@ class Contest:
 
         store, client, settings = training.store, training.client, training.config
         self.client, self.settings, self.options, self.backend = client, settings, options, store.backend
-        self.trainings, began = trainings, time.perf_counter()
+        self.training, self.trainings, began = training, trainings, time.perf_counter()
         data = training_data(store, client, settings, self.backend, training.as_of, training.rollups)
         self.table = data.whole
         self.learned, self.valid, self.holdout = (select(self.table, s) for s in (TRAIN, VALIDATION, HOLDOUT))

@@ -8,6 +8,7 @@
     python -m bench.run devices --help                                     # one model, one process and several
     python -m bench.run quality --help                                     # how good models are, beside the ceiling
     python -m bench.run ablation --help                                    # which features and how many rows make it
+    python -m bench.run limits --help                                      # what keeps models below the ceiling
     python -m bench.run small --help                                       # how well small clients are served
     python -m bench.run imbalance --events 2e6
 
@@ -289,6 +290,10 @@ def main(arguments: list[str] | None = None) -> int:
         from bench import ablation
 
         return ablation.main(arguments[1:])
+    if arguments[:1] == ["limits"]:
+        from bench import limits
+
+        return limits.main(arguments[1:])
     if arguments[:1] == ["small"]:
         from bench import small
 

@@ -24,6 +24,9 @@ options = {"nogil": True, "cache": True, "fastmath": True, "error_model": "numpy
 class Particles(NamedTuple):
     """Terms of the model for K draws of traits, float64[..., K], so that no step needs an exponential."""
 
+    engagement: Any  # [K]
+    patience: Any  # [K]
+    fit: Any  # [6, K], by topic
     open_topic: Any  # [6, K], odds
     open_hour: Any  # [24, K], factor
     click_topic: Any  # [6, K], odds
@@ -180,6 +183,23 @@ def predict(
 
 
 @numba.njit(**options)
+def believe(awake: Any, asleep: Any, i: int, terms: Any, particles: Any, out: Any) -> None:
+    """Write the posterior means of observer.BELIEFS at send ``i`` to out: float64[5]."""
+    fits, hourly = particles.fit[terms.topic[i]], particles.open_hour[terms.hour[i]]
+    total = there = keen = patient = fitting = timely = 0.0
+    for k in range(len(awake)):
+        weight = awake[k] + asleep[k]
+        total += weight
+        there += awake[k]
+        keen += weight * particles.engagement[k]
+        patient += weight * particles.patience[k]
+        fitting += weight * fits[k]
+        timely += weight * np.log(hourly[k])
+    out[0], out[1], out[2] = there / total, keen / total, patient / total
+    out[3], out[4] = fitting / total, timely / total
+
+
+@numba.njit(**options)
 def follow(
     first: int,
     last: int,
@@ -195,6 +215,7 @@ def follow(
     most: int,
     span: int,
     out: Any,
+    beliefs: Any,
 ) -> None:
     """Filter subscribers [first, last) and predict their wanted sends.
 
@@ -204,6 +225,7 @@ def follow(
         row: int64[m], where in ``out`` the prediction of a send goes; -1: nowhere.
         most, span: of the history before each send at most so many sends, and microseconds, are looked at.
         out: float64[wanted, 4], the probabilities in the order of observer.OUTCOMES, written.
+        beliefs: float64[wanted, 5], the means of observer.BELIEFS, written; of no rows where they are not asked for.
     """
     n = len(particles.complain)
     awake, asleep = np.empty(n), np.empty(n)
@@ -244,3 +266,5 @@ def follow(
             out[row[i]] = 0.0
             for g in range(len(guesses.weight)):
                 predict(awake_now, asleep_now, i, ahead, particles, spam, guesses, g, out[row[i]])
+            if len(beliefs):
+                believe(awake_now, asleep_now, i, terms, particles, beliefs[row[i]])

@@ -53,6 +53,7 @@ from pipeline.events.draws import Floats
 from pipeline.events.sightings import Log, in_chunks, read_history
 
 OUTCOMES = ("open", "click", "complaint", "unsubscribe")
+BELIEFS = ("awake", "engagement", "patience", "fit", "hour")  # of the state and the traits, before a send
 PARTICLES = 960  # twice or four times as many change the expected PR-AUC by about 0.1%, 480 by up to 0.7%
 NODES = 7  # of the mean over a quality that is not known
 ROOT = 1.2207440846057596  # of x^4 = x + 1: the sequence's irrational steps are its negative powers
@@ -81,6 +82,7 @@ def observe(
     knowledge: Knowledge | None = None,
     seed: int = 0,
     threads: int = 2,
+    beliefs: bool = False,
 ) -> Floats:
     """What can be known before each wanted send.
 
@@ -91,9 +93,11 @@ def observe(
         particles: how many draws of traits, rounded up to equal shares of the interests; or the draws.
         knowledge: what to use; everything by default.
         seed: shifts the draws.
+        beliefs: give what is thought of the subscriber instead of what follows from it.
     Returns:
         float64[wanted, 4], the probabilities of OUTCOMES as in the truth; NaN for a row that is no send of a known
-        campaign on its day.
+        campaign on its day. Or float64[wanted, 5], the posterior means of BELIEFS: the probability of being awake,
+        engagement, patience, fit with the send's topic, and the term of the hour in the logit of an open.
     """
     from pipeline.events import compiled_observer as compiled
 
@@ -103,6 +107,7 @@ def observe(
     table = _tables(compiled.Particles, parameters, drawn, 1 + int(send.day.max(initial=0)))
     terms = _terms(compiled.Terms, parameters, client, send, np.repeat(provider, np.diff(bounds)))
     out = np.full((int(wanted.sum()), len(OUTCOMES)), np.nan)
+    thought = np.full((len(out) if beliefs else 0, len(BELIEFS)), np.nan)
     place = np.where(wanted, np.cumsum(wanted) - 1, -1)[history.rows]
     use = knowledge or Knowledge()
     most = -1 if use.sends is None else use.sends
@@ -111,10 +116,10 @@ def observe(
 
     def follow(first: int, last: int) -> None:
         about = (bounds, send, joined, provider, terms, ahead, guesses, table)
-        compiled.follow(first, last, *about, place, most, span, out)
+        compiled.follow(first, last, *about, place, most, span, out, thought)
 
     in_chunks(follow, len(joined), threads)
-    return out
+    return thought if beliefs else out
 
 
 def draw_particles(particles: int, seed: int = 0) -> Traits:
@@ -152,6 +157,9 @@ def _tables(particles: Any, p: Parameters, traits: Traits, days: int) -> Any:
     gap = np.cos((np.arange(24)[:, None] - traits.hour) * (2 * np.pi / 24))
     fall, wake = stay_or_change(p, traits)
     return particles(
+        engagement=e,
+        patience=traits.patience,
+        fit=suits,
         open_topic=np.exp(p.open_engagement * e + p.open_fit * suits),
         open_hour=np.exp(p.open_hour * gap),
         click_topic=np.exp(p.click_engagement * e + p.click_fit * suits),

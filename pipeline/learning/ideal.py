@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from pipeline.config import Config
 from pipeline.errors import SourceError
 from pipeline.events.behaviour import CAMPAIGNS_A_DAY, DAY, PROVIDERS, ClientWorld, campaign_name
 from pipeline.events.history import MAX_DAYS, make_world
-from pipeline.events.observer import OUTCOMES, PARTICLES, Knowledge, observe
+from pipeline.events.observer import BELIEFS, OUTCOMES, PARTICLES, Knowledge, observe
 from pipeline.events.rows import KINDS, NO_CAMPAIGN
 from pipeline.events.sightings import Log
 from pipeline.events.simulate import read_settings
@@ -48,8 +49,24 @@ def ideal_probabilities(
     Raises:
         SourceError: the settings of the simulated log are not known, or the store lacks what the observer looks at.
     """
+    found = _asked(store, config, client, event_ids, OUTCOMES, particles=particles, knowledge=knowledge)
+    return {} if found is None else by_outcome(config, {kind: found[:, i] for i, kind in enumerate(OUTCOMES)})
+
+
+def ideal_beliefs(store: EventStore, config: Config, client: str, event_ids: np.ndarray) -> np.ndarray | None:
+    """What the ideal observer thinks of each send's subscriber before it, float64[n, 5], see ``observer.BELIEFS``.
+
+    Arguments, errors and NaN are those of :func:`ideal_probabilities`; None for a log not simulated.
+    """
+    return _asked(store, config, client, event_ids, BELIEFS, beliefs=True)
+
+
+def _asked(
+    store: EventStore, config: Config, client: str, event_ids: np.ndarray, columns: Sequence[str], **asked: Any
+) -> np.ndarray | None:
+    """What ``observe`` gives of each send, in these columns, float64[n, columns]."""
     if config.source is None or config.source.truth is None or not len(event_ids):
-        return {}
+        return None
     world = make_world(read_settings(Path(config.source.truth)))
     mine = next((c for c in world.clients if c.name == client), None)
     lacking = [c for c in COLUMNS if c not in store.schema.names]
@@ -58,7 +75,7 @@ def ideal_probabilities(
         raise SourceError(f"the simulated log cannot be followed: there is {what}")
     order = np.argsort(event_ids, kind="stable")
     ids = event_ids[order]
-    found = np.full((len(ids), len(OUTCOMES)), np.nan)
+    found = np.full((len(ids), len(columns)), np.nan)
     host = EventStore(store.uri, PANDAS, store.version())
     plan = host.plan(client, columns=list(COLUMNS))
     for part in range(plan.partitions):
@@ -68,10 +85,10 @@ def ideal_probabilities(
         wanted = (ids[place] == own) & (frame["event"] == "send").to_numpy()
         threads = len(os.sched_getaffinity(0))
         seen = visible(frame, mine)
-        found[place[wanted]] = observe(world.parameters, mine, seen, wanted, particles, knowledge, threads=threads)
+        found[place[wanted]] = observe(world.parameters, mine, seen, wanted, threads=threads, **asked)
     back = np.empty_like(found)
     back[order] = found
-    return by_outcome(config, {kind: back[:, i] for i, kind in enumerate(OUTCOMES)})
+    return back
 
 
 def visible(events: Frame, client: ClientWorld) -> Log:

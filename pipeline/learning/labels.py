@@ -51,20 +51,21 @@ class Tally:
 
     @classmethod
     def of(cls, rows: Rows, h: int, head: Head) -> Tally:
-        """The tally of head h."""
+        """The tally of head h. A binary label may be a probability: then positives are expected ones."""
         xp = backend_of(rows.X).xp
         known = rows.take("mask")[:, h] > 0
         y = xp.where(known, rows.take("y")[:, h], 0).astype(xp.float64)
         weight = xp.where(known, rows.take("weight"), 0).astype(xp.float64)
         positive = y > 0
-        share = weight * positive
+        share = weight * (y if head.kind == "binary" else positive)
         sums = (float(weight.sum()), float(share.sum()), float((weight * y).sum()))
         log = (0.0, 0.0, 0.0, 0.0)
         if head.kind == "value" and sums[1] > 0:
             logs = xp.log(xp.where(positive, y, 1.0))
             mean = float((share * logs).sum()) / sums[1]
             log = (sums[1], mean, float((share * (logs - mean) ** 2).sum()), float(y.max()))
-        return cls(int(known.sum()), int(positive.sum()), *sums, log)
+        positives = y.sum() if head.kind == "binary" else positive.sum()
+        return cls(int(known.sum()), round(float(positives)), *sums, log)
 
     def __add__(self, other: Tally) -> Tally:
         """Both together (the sums of squares as in Chan, Golub and LeVeque 1979)."""

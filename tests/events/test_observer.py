@@ -122,7 +122,7 @@ def likelihood(chance: Probabilities, message: Message, now: float, cdf: dict[st
 def by_enumeration(
     messages: list[Message], traits: Traits, joined: int | None, first: int = 0, **campaign: np.ndarray
 ) -> np.ndarray:
-    """P(outcome) before the last message, float[4]: every trait times every path of the hidden state.
+    """P(outcome) before the last message, and the means of BELIEFS, float[9]: every trait times every path of states.
 
     ``first``: the first message that is looked at; ``campaign``: what the last one's is taken for.
     """
@@ -153,9 +153,17 @@ def by_enumeration(
             for i in range(first, len(past)):
                 p *= known.get((k, i, path[past[i].day - begin]), 1.0)
             chance = chance_of[k, len(past), path[-1]]
-            answers.append([float(getattr(chance, f"p_{name}")[0]) for name in OUTCOMES])
+            outcomes = [float(getattr(chance, f"p_{name}")[0]) for name in OUTCOMES]
+            answers.append([*outcomes, float(path[-1]), *about(one, seen_before(messages, len(past), joined))])
             weights.append(p)
     return np.average(answers, axis=0, weights=weights)
+
+
+def about(one: Traits, seen: Seen) -> list[float]:
+    """One draw's engagement, patience, fit with the send and term of its hour."""
+    away = 2 * np.pi * (one.interest[0] - seen.topic[0]) / 6, 2 * np.pi * (one.hour[0] - seen.hour[0]) / 24
+    terms = one.engagement[0], one.patience[0], np.cos(away[0]), PARAMETERS.open_hour * np.cos(away[1])
+    return [float(x) for x in terms]
 
 
 def seen_before(messages: list[Message], i: int, joined: int | None) -> Seen:
@@ -216,11 +224,15 @@ def test_it_is_what_enumeration_gives(which: int) -> None:
     traits = dataclasses.replace(traits, provider=np.full(5, provider, np.uint8))
     log = as_log(HISTORIES)
     wanted = log.kind == KIND["send"]
-    found = observe(PARAMETERS, CLIENT, log, wanted, traits)[log.subscriber[wanted] == which]
+    found, thought = (
+        observe(PARAMETERS, CLIENT, log, wanted, traits, beliefs=b)[log.subscriber[wanted] == which]
+        for b in (False, True)
+    )
     last = observe(PARAMETERS, CLIENT, log, wanted, traits, Knowledge(sends=1))[log.subscriber[wanted] == which]
     for i in range(len(messages)):
-        np.testing.assert_allclose(found[i], by_enumeration(messages[: i + 1], traits, joined), rtol=1e-6)
-        forgetful = by_enumeration(messages[: i + 1], traits, joined, max(i - 1, 0))
+        everything = by_enumeration(messages[: i + 1], traits, joined)
+        np.testing.assert_allclose([*found[i], *thought[i]], everything, rtol=1e-6, atol=1e-9)
+        forgetful = by_enumeration(messages[: i + 1], traits, joined, max(i - 1, 0))[:4]
         np.testing.assert_allclose(last[i], forgetful, rtol=1e-6)
 
 
@@ -230,9 +242,9 @@ def test_what_is_not_known_of_a_campaign_is_averaged_over() -> None:
     traits = dataclasses.replace(traits, provider=np.full(3, 1, np.uint8))
     log = as_log(HISTORIES)
     wanted = (log.kind == KIND["send"]) & (log.subscriber == 2) & (log.ts == messages[-1].ts)
-    by_topic = [by_enumeration(messages, traits, joined, topic=np.array([t])) for t in range(6)]
+    by_topic = [by_enumeration(messages, traits, joined, topic=np.array([t]))[:4] for t in range(6)]
     qualities = np.linspace(-5, 5, 81)
-    by_quality = [by_enumeration(messages, traits, joined, quality=np.array([q])) for q in qualities]
+    by_quality = [by_enumeration(messages, traits, joined, quality=np.array([q]))[:4] for q in qualities]
     density = np.exp(-(qualities**2) / 2)
     found = [
         observe(PARAMETERS, CLIENT, log, wanted, traits, Knowledge(topic=t, quality=not t))[0] for t in (False, True)
