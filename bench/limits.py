@@ -8,7 +8,8 @@ and again, each time spared one thing that no real log spares anybody:
     true probabilities       as labels: what chance made of them is gone
     campaigns' quality       known of each training campaign, 0 (its mean) in the hold-out: their luck misleads nobody
     traits                   what the ideal observer makes of every subscriber's state and traits, beside the features
-    traits, probabilities    both
+    traits, probabilities    the last with true probabilities as labels
+    traits, quality          and with campaigns' quality
 
 What one of them gains is what the lack of it costs; what the last lacks still is the network's. Beside the ideal
 observer, and beside the one who does not know the quality of the campaign about to be sent ("knowable"), as there; each
@@ -67,6 +68,7 @@ def cases(contest: Any, seed: int) -> dict[str, dict[str, np.ndarray]]:
     drawn = np.random.default_rng(seed).random(truth.shape) < truth
     believed = ideal_beliefs(training.store, contest.settings, contest.client, ids)
     assert believed is not None  # of a simulated log
+    believed = np.nan_to_num(believed)  # of a send of no known campaign
     known = quality(contest)
     return {
         AS_IT_IS: {},
@@ -75,6 +77,10 @@ def cases(contest: Any, seed: int) -> dict[str, dict[str, np.ndarray]]:
         "campaigns' quality": {"more": known, "then": np.zeros_like(known)},
         "traits": {"more": believed},
         "traits, probabilities": {"more": believed, "y": truth},
+        "traits, quality": {
+            "more": np.hstack([believed, known]),
+            "then": np.hstack([believed, np.zeros_like(known)]),
+        },
     }
 
 
@@ -108,7 +114,6 @@ def learned(
     changed: dict[str, Any] = {} if y is None else {"y": backend.asarray(np.ascontiguousarray(y, dtype=np.float32))}
     X = table.X
     if more is not None:
-        more = np.nan_to_num(more)
         X = backend.empty_aligned((len(table.X), table.X.shape[1] + more.shape[1]), np.float32)
         X[:, : table.X.shape[1]] = table.X
         X[:, table.X.shape[1] :] = backend.asarray(more.astype(np.float32))

@@ -2,10 +2,11 @@
 
 The client's rate of last month is the same for everybody, and how long a young log knows somebody is nearly so. Of such
 a feature training has as many values as days, and on each of them only the luck of its campaigns to explain; the days
-that follow lie beyond all of them. A network that looks at it learns the luck, and is wrong about the level of X A
-feature more than half of whose ranks' variance is between days is left out of what the network sees (their eta squared,
-so that neither tails nor units matter: Kruskal and Wallis 1952, doi:10.1080/01621459.1952.10483441). What comes round,
-the hour and the weekday, is learned all the same, and so is a feature of the user's own.
+that follow lie beyond all of them. A network that looks at it learns the luck, and is wrong about the level of every
+later day. The same holds of a count over a window that reaches back to the log's beginning. A feature more than half of
+whose ranks' variance is between days is left out of what the network sees (their eta squared, so that neither tails nor
+units matter: Kruskal and Wallis 1952, doi:10.1080/01621459.1952.10483441). What comes round, the hour and the weekday,
+is learned all the same, and so is a feature of the user's own.
 """
 
 from __future__ import annotations
