@@ -82,7 +82,10 @@ class Contest:
             seconds = time.perf_counter() - began
             beside = self.metrics(p)
             print(f"    {name} in {seconds:.0f} s", flush=True)
-            found += [self.row(name, head, m, {"seconds": seconds, **about}) for head, m in beside.items()]
+            short = self.short(p)
+            found += [
+                self.row(name, head, m, {**short[head], "seconds": seconds, **about}) for head, m in beside.items()
+            ]
         for name in CEILINGS:
             found += [self.row(name, head, m[name], {}) for head, m in beside.items() if name in m]
         return found
@@ -167,6 +170,20 @@ class Contest:
             references={name: self.ceilings[name] for name in others},
             cluster=self.table.points(self.holdout.index)[0],
         )
+
+    def short(self, p: np.ndarray) -> dict[str, dict[str, list[float]]]:
+        """Head -> {"short_of_ideal": [expected PR-AUC less the ideal observer's, low and high of its 90% interval]}."""
+        from pipeline.learning.intervals import difference
+
+        subscriber, _ = self.table.points(self.holdout.index)
+        weight, mask = self.holdout.take("weight"), self.holdout.take("mask")
+        found = {}
+        for h, head in enumerate(self.heads):
+            truth, ideal = (self.ceilings[name][:, h] for name in ("truth", "ideal"))
+            known = (mask[:, h] > 0) & np.isfinite(truth) & np.isfinite(ideal)
+            less = difference(*(column[known] for column in (p[:, h], ideal, truth, weight, subscriber)))
+            found[head.name] = {"short_of_ideal": list(less)} if np.isfinite(less).all() else {}
+        return found
 
     def row(self, name: str, head: str, metrics: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
         """What is kept of one contestant's metrics of one head."""

@@ -46,8 +46,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def medians(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
     """{head: {model: {metric: median over the seeds of the mean over clients}}}; ``of_ideal`` and so on: the
-    ratio of the expected PR-AUC to a ceiling's, of the same seed; ``<metric>_half``: half the 90% interval of one seed;
-    ``seconds``: of all clients, for all heads."""
+    ratio of the expected PR-AUC to a ceiling's, of the same seed; ``<metric>_half``: half the 90% interval of one seed,
+    that of ``of_ideal`` paired by subscriber; ``seconds``: of all clients, for all heads."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     for head in dict.fromkeys(r["head"] for r in rows):
         mine = [r for r in rows if r["head"] == head]
@@ -78,6 +78,10 @@ def _seed(by_seed: dict[Any, list[dict[str, Any]]], seed: int, model: str) -> di
         halves = [(i[1] - i[0]) / 2 for r in rows if (i := r.get("intervals", {}).get(name))]
         if halves and name in found:
             found[f"{name}_half"] = math.hypot(*halves) / len(halves)  # clients share no subscriber
+    ideal = [r["expected_pr_auc"] for r in by_seed.get((seed, "ideal"), [])]
+    if ideal and all("short_of_ideal" in r for r in rows):
+        halves = [(r["short_of_ideal"][2] - r["short_of_ideal"][1]) / 2 for r in rows]
+        found["of_ideal_half"] = math.hypot(*halves) / sum(ideal)  # paired, so less than of the two apart
     for name in CEILINGS:
         ceiling = [r["expected_pr_auc"] for r in by_seed.get((seed, name), [])]
         if ceiling and "expected_pr_auc" in found:
@@ -91,7 +95,7 @@ def table(report: dict[str, Any]) -> str:
         "roc_auc": ("ROC-AUC", 15, ".4f"),
         "pr_auc": ("PR-AUC", 7, ".4f"),
         "expected_pr_auc": ("expected PR-AUC", 17, ".5f"),
-        "of_ideal": ("of ideal", 8, ".1%"),
+        "of_ideal": ("of ideal", 13, ".1%"),
         "of_knowable": ("of knowable", 11, ".1%"),
         "of_truth": ("of truth", 8, ".1%"),
         "expected_over_observed": ("E/O", 5, ".2f"),

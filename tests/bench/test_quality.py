@@ -14,6 +14,7 @@ def test_medians_over_seeds_of_means_over_clients() -> None:
     rows = [
         {"seed": s, "client": c, "model": m, "head": "a", "expected_pr_auc": v * f, "seconds": 2.0, "roc_auc": None}
         | {"intervals": {"expected_pr_auc": [v * f - 0.03, v * f + 0.03]}}
+        | {"short_of_ideal": [v * f - v, v * f - v - 0.01, v * f - v + 0.01]}
         for s, v in ((1, 0.1), (2, 0.2), (3, 0.6))
         for c in ("x", "y")
         for m, f in (("dense", 0.5 if c == "x" else 0.7), ("ideal", 1.0))
@@ -21,12 +22,13 @@ def test_medians_over_seeds_of_means_over_clients() -> None:
     found = quality.medians(rows)["a"]
     assert found["dense"]["expected_pr_auc"] == pytest.approx(0.12)
     assert found["dense"]["of_ideal"] == pytest.approx(0.6)
+    assert found["dense"]["of_ideal_half"] == pytest.approx(0.01 / 2**0.5 / 0.2)  # of the middle one
     assert found["dense"]["seconds"] == 4.0
     assert found["dense"]["expected_pr_auc_half"] == pytest.approx(0.03 / 2**0.5)  # of a mean of two independent ones
     assert "roc_auc" not in found["dense"]
     lines = quality.table({"medians": {"a": found}}).splitlines()
     assert [line.split()[0] for line in lines] == ["a", "ideal", "dense"]
-    assert "60.0%" in lines[2]
+    assert "60.0% ±3.5%" in lines[2]
     assert "0.12000 ±0.02121" in lines[2]
 
 
@@ -58,6 +60,11 @@ def test_it_measures_prints_and_goes_on(small: list[str], tmp_path: Path, capfd:
     for head in ("unsubscribe", "click", "open"):
         low, high = by["dense", head]["intervals"]["expected_pr_auc"]
         assert low < by["dense", head]["expected_pr_auc"] < high
+        less, low, high = by["dense", head]["short_of_ideal"]
+        assert low < less < high
+        assert less == pytest.approx(
+            by["dense", head]["expected_pr_auc"] - by["ideal", head]["expected_pr_auc"], rel=1e-6
+        )
         assert by["knowable", head]["expected_pr_auc"] < by["ideal", head]["expected_pr_auc"] * 1.01
         assert by["truth", head]["expected_pr_auc"] > by["boosting", head]["expected_pr_auc"] * 0.9
     assert by["base_rate", "open"]["expected_roc_auc"] == 0.5
