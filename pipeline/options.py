@@ -297,6 +297,7 @@ class Model(Section):
     )
     patience: Annotated[int, Field(ge=0)] = 3
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3e-3
+    campaign_levels: bool = True  # let no network learn the luck of single campaigns, see pipeline/learning/luck.py
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-4  # of AdamW, times learning_rate a step
     seed: Seed = 1
     imbalance: Literal["none", "downsample", "recalibrated", "class_weights", "focal"] = "none"

@@ -72,7 +72,8 @@ class Survey:
 
     ``members``: rows of each chunk, by the rank of who has it. ``labels``: of each head. ``weight``: float64[H], of
     each head's known rows. ``plain``, ``squashed``: the features' moments, and those of their logarithms.
-    ``contents``: each chunk's checksum of its sequences, in the same order; see rows.py.
+    ``contents``: each chunk's checksum of its sequences and campaigns, in the same order; see rows.py. ``campaigns``:
+    whether the campaigns of all rows are known.
     """
 
     members: tuple[tuple[int, ...], ...]
@@ -81,6 +82,7 @@ class Survey:
     plain: Moments
     squashed: Moments
     contents: tuple[int, ...] = ()
+    campaigns: bool = False
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -113,11 +115,13 @@ def survey(chunks: Chunks, heads: Sequence[Head], minimum_positives: int, group:
     plain: list[Moments] = []
     squashed: list[Moments] = []
     contents: list[int] = []
+    campaigns = True
     for rows in chunks:
         if len(heads) != rows.y.shape[1]:
             raise ModelError(f"{len(heads)} heads for {rows.y.shape[1]} columns of y; give one head per column")
         sizes.append(len(rows))
         contents.append(checksum(rows))
+        campaigns &= rows.campaign is not None
         if not len(rows):
             continue
         tallies.append([Tally.of(rows, h, head) for h, head in enumerate(heads)])
@@ -127,7 +131,7 @@ def survey(chunks: Chunks, heads: Sequence[Head], minimum_positives: int, group:
         heavy = plain[0].heavy if alone else np.ones(rows.X.shape[1], dtype=bool)
         squashed.append(moments(rows, heavy))
         del rows
-    seen = [_Seen(sizes, tallies, plain, squashed, contents)]
+    seen = [_Seen(sizes, tallies, plain, squashed, contents, campaigns)]
     if group.size > 1:
         seen = [_Seen.read(values) for values in group.exchange(seen[0].plain_values())]
     tallies, plain, squashed = (
@@ -140,7 +144,8 @@ def survey(chunks: Chunks, heads: Sequence[Head], minimum_positives: int, group:
     weight = np.array([tally.weight for tally in whole])
     members = tuple(tuple(one.sizes) for one in seen)
     checksums = tuple(value for one in seen for value in one.contents)
-    return Survey(members, labels, weight, reduce(add, plain), reduce(add, squashed), checksums)
+    known = all(one.campaigns for one in seen)
+    return Survey(members, labels, weight, reduce(add, plain), reduce(add, squashed), checksums, known)
 
 
 @dataclass(frozen=True)
@@ -152,12 +157,14 @@ class _Seen:
     plain: list[Moments]
     squashed: list[Moments]
     contents: list[int]
+    campaigns: bool
 
     def plain_values(self) -> dict[str, Any]:
         """As in JSON, which keeps every bit of a float."""
         found = {name: [_lists(m) for m in getattr(self, name)] for name in ("plain", "squashed")}
         tallies = [[asdict(tally) for tally in each] for each in self.tallies]
-        return {"sizes": self.sizes, "contents": self.contents, "tallies": tallies, **found}
+        plain = {"sizes": self.sizes, "contents": self.contents, "campaigns": self.campaigns}
+        return {**plain, "tallies": tallies, **found}
 
     @classmethod
     def read(cls, values: dict[str, Any]) -> _Seen:
@@ -165,7 +172,7 @@ class _Seen:
         plain, squashed = (
             [Moments(**{n: np.array(a) for n, a in m.items()}) for m in values[name]] for name in ("plain", "squashed")
         )
-        return cls(values["sizes"], tallies, plain, squashed, values["contents"])
+        return cls(values["sizes"], tallies, plain, squashed, values["contents"], values["campaigns"])
 
 
 def _lists(found: Moments) -> dict[str, list[float]]:

@@ -10,6 +10,7 @@ import numpy as np
 from pipeline.learning import losses as kinds
 from pipeline.learning.averages import Averages
 from pipeline.learning.group import ALONE, Group
+from pipeline.learning.luck import Luck
 from pipeline.learning.models import BLOCK, Architecture, Network
 from pipeline.learning.resident import cut
 from pipeline.learning.tensors import shards, tf
@@ -49,6 +50,7 @@ def epoch_of(
     averages: Averages,
     group: Group = ALONE,
     share: int | None = None,
+    luck: Luck | None = None,
 ) -> Callable[[dict[str, Any], Any], Any]:
     """(tensors of a Resident, order) -> the sum of the losses of its batches, after a step for each whole one.
 
@@ -57,18 +59,24 @@ def epoch_of(
         averages: of the network's weights, which follow every step.
         xla: compile the gradient with it; what the members of a group add is outside, where a ring has to be.
         group: who takes the steps together. share: rows of a step that are this member's; all of them where None.
+        luck: of the campaigns, where the Resident has them.
     """
     factors = tf.constant(weights / batch, dtype=tf.float32)
     batch = batch if share is None else share
     body, heads, parts = network.body, len(network.architecture.heads), shards(batch, on_gpu)
     part, variables = batch // parts, network.body.trainable_variables
 
-    def gradient(inputs: dict[str, Any], packed: Any) -> tuple[Any, list[Any]]:
+    def gradient(inputs: dict[str, Any], packed: Any) -> tuple[Any, list[Any], Any]:
+        target, weight, lucks = packed[:, :heads], packed[:, heads : 2 * heads], None
         with tf.GradientTape() as tape:
             several = network.each(body(inputs, training=True))
-            each = tf.add_n([losses(raw, packed[:, :heads]) for raw in several])  # so that each learns as if alone
-            loss = tf.reduce_sum(each * packed[:, heads:] * factors)
-        return loss / len(several), tape.gradient(loss, variables)
+            if luck is not None:
+                several = luck.added(several, packed[:, 2 * heads])
+            each = tf.add_n([losses(raw, target) for raw in several])  # so that each learns as if alone
+            loss = tf.reduce_sum(each * weight * factors)
+        if luck is not None:
+            lucks = luck.slopes(several, target, weight)
+        return loss / len(several), tape.gradient(loss, variables), lucks
 
     if xla:
         gradient = tf.function(gradient, jit_compile=True)
@@ -79,9 +87,9 @@ def epoch_of(
     def epoch(tensors: dict[str, Any], order: Any) -> Any:
         places, total = tensors.get("places"), tf.constant(0.0)
         sequences = [name for name in tensors if name not in ("rows", "places")]
-        width = tensors["rows"].shape[1] - 2 * heads
+        width = tensors["rows"].shape[1] - 2 * heads - (luck is not None)
         for step in tf.range(tf.shape(order)[0] // batch):
-            results = []
+            results, campaigns = [], []
             for k in range(parts):
                 first = step * batch + k * part
                 index = order[first : first + part]
@@ -91,9 +99,12 @@ def epoch_of(
                     place = index if places is None else tf.gather(places, index)
                     inputs |= {name: gather(tensors[name], place) for name in sequences}
                 results.append(gradient(inputs, rows[:, width:]))
+                campaigns.append(rows[:, -1])
             # Added in a fixed order: the same seed gives the same weights however the shards were scheduled.
-            gradients = [tf.add_n(list(same)) for same in zip(*(g for _, g in results), strict=True)]
-            *gradients, loss = group.add([*gradients, tf.add_n([loss for loss, _ in results])])
+            gradients = [tf.add_n(list(same)) for same in zip(*(g for _, g, _ in results), strict=True)]
+            *gradients, loss = group.add([*gradients, tf.add_n([loss for loss, _, _ in results])])
+            if luck is not None:
+                luck.see(tf.concat(campaigns, axis=0), tf.concat([slopes for _, _, slopes in results], axis=0))
             optimizer.apply(gradients, variables)
             averages.follow(tf.cast(optimizer.iterations, tf.int64))
             total += loss

@@ -208,6 +208,8 @@ class Pool:
         slices = {client: slice(a, b) for client, a, b in zip(tables, stops[:-1], stops[1:], strict=True)}
         table = features.concat(list(tables.values()))
         rows, valid, holdout = (select(table, split) for split in (TRAIN, VALIDATION, HOLDOUT))
+        owner = np.repeat(np.arange(len(slices)), [len(t) for t in tables.values()])
+        rows = rows.apart(self.backend.asarray(owner))
         with Progress("train, all clients", len(rows) * config.model.epochs, "samples") as progress:
             model = train(rows, valid, heads_of(config), config.model, progress)
         subscriber = whose(table, slices)

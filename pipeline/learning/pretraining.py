@@ -196,7 +196,7 @@ def _standardised(rows: Rows, layer: Any, labels: Sequence[Label], heads: Sequen
             positive = (mask[:, h] > 0) & (y[:, h] > 0)
             logs = (xp.log(xp.where(positive, y[:, h], 1)) - label.log[0]) / label.log[1]
             y[:, h] = xp.where(positive, xp.exp(logs), 0)
-    return Rows(X, y, mask, rows.take("weight"))
+    return Rows(X, y, mask, rows.take("weight"), campaign=rows.take("campaign"))
 
 
 def _trained(parts: list[_Part], names: Sequence[str], config: Config, settings: Model, unfinished: Path) -> Start:
@@ -213,14 +213,16 @@ def _trained(parts: list[_Part], names: Sequence[str], config: Config, settings:
 
     heads, clients = heads_of(config), len(parts)
     rows, valid = (
-        concat([_widened(getattr(part, some), part.names, names) for part in parts]) for some in ("rows", "valid")
+        concat([_widened(getattr(part, some), part.names, names).apart(i) for i, part in enumerate(parts)])
+        for some in ("rows", "valid")
     )
     parts.clear()
     tallies = [Tally.of(rows, h, head) for h, head in enumerate(heads)]
     labels = [tally.label(head, settings.minimum_positives) for tally, head in zip(tallies, heads, strict=True)]
     zero, one = np.zeros(len(names)), np.ones(len(names))
     standard = Moments(one, zero, one, zero)  # so that what is standardised already stays as it is
-    found = Survey(((len(rows),),), labels, np.array([tally.weight for tally in tallies]), standard, standard)
+    weight, campaigns = np.array([tally.weight for tally in tallies]), rows.campaign is not None
+    found = Survey(((len(rows),),), labels, weight, standard, standard, campaigns=campaigns)
     checkpoint = Checkpoint(unfinished, settings.checkpoint / SECOND, strict=False)
     with Progress("pretrain", len(rows) * settings.epochs, "samples") as progress:
         model = train(rows, valid, heads, settings, progress, checkpoint=checkpoint, found=found)

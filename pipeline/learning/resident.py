@@ -20,8 +20,9 @@ from pipeline.learning.tensors import aligned, tensor, tf, to_array
 class Resident:
     """Tensors of the chosen rows.
 
-    ``rows``: float32[m, F + 2H], normalised features, encoded labels and mask x weight side by side: a batch is then
-    one gather, which costs a fetch from far memory a row. ``features``: F. ``totals``: float64[H], the sums of mask x
+    ``rows``: float32[m, F + 2H], normalised features, encoded labels and mask x weight side by side, and where asked
+    for the campaign, whose number float32 holds exactly: a batch is then one gather, which costs a fetch from far
+    memory a row. ``features``: F. ``totals``: float64[H], the sums of mask x
     weight, on the host. ``sequences``: the network's sequence tensors of the whole table, [n, L] each, in the table's
     own memory; ``places``: int64[m], where in them each row is (None: in order).
     """
@@ -50,13 +51,18 @@ class Resident:
 
 
 def resident(
-    network: Network, rows: Rows, value_scale: Any, positive_weights: Sequence[float] | None = None
+    network: Network,
+    rows: Rows,
+    value_scale: Any,
+    positive_weights: Sequence[float] | None = None,
+    campaigns: bool = False,
 ) -> Resident:
     """The chosen rows on the device. Labels under a zero mask are never looked at, whatever they hold.
 
     Args:
         value_scale: float32[H, 2], mean and deviation of log(value) of each head.
         positive_weights: each head's weight of a positive row beside a negative one; 1 where None.
+        campaigns: whether the rows' campaigns, which are known then, are wanted too.
     Raises:
         ModelError: the network takes a sequence tensor that the rows do not have.
     """
@@ -65,7 +71,7 @@ def resident(
     sequences = {name: tensor(aligned(a, a.dtype)) for name, a in needed(rows.sequences, network.inputs).items()}
     places = None if rows.index is None or not sequences else tensor(aligned(rows.index, np.int64))
     width = rows.X.shape[1]
-    found = backend.empty_aligned((len(rows), width + 2 * heads), np.float32)
+    found = backend.empty_aligned((len(rows), width + 2 * heads + campaigns), np.float32)
     normalise = tf.function(network.normalise, reduce_retracing=True)
     for start, chosen in blocks(len(rows), rows.index):
         block = aligned(rows.X[chosen])
@@ -74,10 +80,12 @@ def resident(
     y = aligned(xp.where(known, rows.take("y"), 0))
     encoded = losses.encode(tensor(y), network.architecture, value_scale)
     found[:, width : width + heads] = to_array(encoded, backend)
-    weights = found[:, width + heads :]
+    weights = found[:, width + heads : width + 2 * heads]
     weights[:] = xp.where(known, rows.take("mask") * rows.take("weight")[:, None], 0)
     if positive_weights is not None:
         weights *= xp.where(y > 0, xp.asarray(positive_weights, dtype=xp.float32), xp.float32(1))
+    if campaigns:
+        found[:, -1] = rows.take("campaign")
     totals = backend.to_host(weights.astype(xp.float64).sum(axis=0))
     return Resident(tensor(found), width, totals, sequences, places)
 

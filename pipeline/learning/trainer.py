@@ -28,6 +28,7 @@ from pipeline.learning.chunks import Chunks, Survey, ahead
 from pipeline.learning.compiled import epoch_of, losses_of, validation_of
 from pipeline.learning.group import ALONE, Group
 from pipeline.learning.labels import base_loss
+from pipeline.learning.luck import Luck
 from pipeline.learning.model import TrainedModel
 from pipeline.learning.resident import Resident, resident
 from pipeline.learning.rows import Rows, checksum
@@ -80,6 +81,7 @@ class Trainer:
         self.model, self.chunks, self.settings, compiled = model, chunks, settings, compiled or Compile()
         self.group = group
         self.on_gpu = backend_of(valid.X).on_gpu
+        self.luck = self._luck(found, compiled)
         self.only = self.prepare(0) if chunks.count == 1 else None
         self.agreed = agreed = Agreement.on(found.members, settings.batch_size)
         self.sizes, self.steps, self.share = agreed.sizes, agreed.steps, agreed.shares[group.rank]
@@ -90,7 +92,8 @@ class Trainer:
         taught = np.array([base_loss(head, label.taught) for head, label in pairs])
         more = np.array([1 + label.rate * (label.positive_weight - 1) for label in model.labels])
         self.valid = resident(model.network, valid, model.value_scale)
-        self.contents = [*found.contents, *group.exchange(checksum(valid))] if model.network.inputs else []
+        told = bool(model.network.inputs) or self.luck is not None
+        self.contents = [*found.contents, *group.exchange(checksum(valid))] if told else []
         self.valid.totals = group.sum(self.valid.totals)
         self.validated = int(group.sum(np.array(len(valid))))
         # Per row, so that the mean over a batch is unbiased whatever rows it drew; unlearned heads weigh nothing.
@@ -121,6 +124,7 @@ class Trainer:
             self.averages,
             group,
             self.share,
+            self.luck,
         )
         self.validate = validation_of(model.network, model.correction, self.on_gpu)
         self.loss_name = None if compiled.loss is None else compiled.loss.name
@@ -136,6 +140,15 @@ class Trainer:
         optimizer.build(body.trainable_variables)
         return optimizer
 
+    def _luck(self, found: Survey, compiled: Compile) -> Luck | None:
+        """None where the settings want none, campaigns are not known, or a loss is not of logits' log odds."""
+        labels = self.model.labels
+        other = compiled.loss is not None or any(label.gamma for label in labels)
+        if other or not (self.settings.campaign_levels and found.campaigns):
+            return None
+        rates, learned = ([getattr(label, name) for label in labels] for name in ("taught", "learned"))
+        return Luck(self.model.network.architecture, rates, learned)
+
     def _vary(self) -> None:
         """Let every member drop units of its own: else row k of all members' shares would lose the same."""
         for variable in self.model.network.body.variables:
@@ -147,7 +160,8 @@ class Trainer:
     def prepare(self, i: int) -> Resident:
         """Chunk i on the device."""
         weights = [label.positive_weight for label in self.model.labels]
-        return resident(self.model.network, self.chunks.make(i), self.model.value_scale, weights)
+        campaigns = self.luck is not None
+        return resident(self.model.network, self.chunks.make(i), self.model.value_scale, weights, campaigns)
 
     def order(self, epoch: int) -> list[int]:
         """In which order the chunks are gone through; the same for the same seed and epoch."""
@@ -185,6 +199,8 @@ class Trainer:
             if progress is not None and len(self.sizes) > 1:
                 progress.advance(self.sizes[i] * self.passes, f"epoch {epoch}, chunk of {self.sizes[i]:,} rows")
             del part
+        if self.luck is not None:
+            self.luck.update(self.passes, self.group)
         return total / steps
 
     def score(self) -> float:
@@ -312,6 +328,7 @@ class Trainer:
             "network": self.model.network.body.variables,
             "optimizer": self.optimizer.variables,
             "averages": self.averages.kept,
+            "luck": [] if self.luck is None else self.luck.kept,
         }
 
     def _save(self, checkpoint: Checkpoint, state: Course) -> None:
