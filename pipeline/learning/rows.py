@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
-
 import pyarrow as pa
 
 from pipeline.backend import Array, backend_of
@@ -74,7 +73,7 @@ class Rows:
         if self.campaign is None:
             return self
         xp = backend_of(self.X).xp
-        return replace(self, campaign=_bucket(xp, self.campaign, xp.zeros_like(self.campaign) + owner))
+        return replace(self, campaign=_bucket(xp, self.campaign, xp.zeros(len(self.X), dtype=xp.int64) + owner))
 
 
 def as_rows(table: Table | Rows) -> Rows:
@@ -104,13 +103,14 @@ def campaigns(keys: Any) -> Array:
         keys: of a FeatureTable.
     """
     backend = backend_of(keys)
+    xp = backend.xp
     day = backend.column(keys["at"].astype("datetime64[us]")) // UNITS["d"]
     if "campaign" not in keys.columns:
-        return _bucket(backend.xp, day, backend.xp.zeros_like(day))
+        return _bucket(xp, day, xp.zeros(len(day), dtype=xp.int64))
     names = backend.categories(keys["campaign"])
     hashes = hash_ids(pa.array([*names, ""], pa.string()), backend)
     hashes[-1] = 0  # where the code of a null leads
-    return _bucket(backend.xp, day, hashes[backend.codes(keys["campaign"], names)])
+    return _bucket(xp, day, hashes[backend.codes(keys["campaign"], names)])
 
 
 def _bucket(xp: Any, *parts: Array) -> Array:
