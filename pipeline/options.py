@@ -297,8 +297,8 @@ class Model(Section):
     )
     patience: Annotated[int, Field(ge=0)] = 3
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3e-3
-    campaign_levels: bool = True  # let no network learn the luck of single campaigns, see pipeline/learning/luck.py
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-4  # of AdamW, times learning_rate a step
+    campaign_levels: bool = True  # let no network learn the luck of single campaigns, see pipeline/learning/luck.py
     seed: Seed = 1
     imbalance: Literal["none", "downsample", "recalibrated", "class_weights", "focal"] = "none"
     downsample: Annotated[float, Field(gt=0, le=1)] = 1.0  # share kept of train rows that are negative on every head

@@ -163,8 +163,8 @@ class _Seen:
         """As in JSON, which keeps every bit of a float."""
         found = {name: [_lists(m) for m in getattr(self, name)] for name in ("plain", "squashed")}
         tallies = [[asdict(tally) for tally in each] for each in self.tallies]
-        plain = {"sizes": self.sizes, "contents": self.contents, "campaigns": self.campaigns}
-        return {**plain, "tallies": tallies, **found}
+        found |= {name: getattr(self, name) for name in ("sizes", "contents", "campaigns")}
+        return {**found, "tallies": tallies}
 
     @classmethod
     def read(cls, values: dict[str, Any]) -> _Seen:

@@ -21,10 +21,10 @@ class Resident:
     """Tensors of the chosen rows.
 
     ``rows``: float32[m, F + 2H], normalised features, encoded labels and mask x weight side by side, and where asked
-    for the campaign, whose number float32 holds exactly: a batch is then one gather, which costs a fetch from far
-    memory a row. ``features``: F. ``totals``: float64[H], the sums of mask x
-    weight, on the host. ``sequences``: the network's sequence tensors of the whole table, [n, L] each, in the table's
-    own memory; ``places``: int64[m], where in them each row is (None: in order).
+    for one more, the campaign, whose number float32 holds exactly: a batch is then one gather, which costs a fetch from
+    far memory a row. ``features``: F. ``totals``: float64[H], the sums of mask x weight, on the host. ``sequences``:
+    the network's sequence tensors of the whole table, [n, L] each, in the table's own memory; ``places``: int64[m],
+    where in them each row is (None: in order).
     """
 
     rows: Any

@@ -141,7 +141,7 @@ class Trainer:
         return optimizer
 
     def _luck(self, found: Survey, compiled: Compile) -> Luck | None:
-        """None where the settings want none, campaigns are not known, or a loss is not of logits' log odds."""
+        """None where the settings want none, campaigns are not known, or the loss is not log loss."""
         labels = self.model.labels
         other = compiled.loss is not None or any(label.gamma for label in labels)
         if other or not (self.settings.campaign_levels and found.campaigns):

@@ -14,23 +14,26 @@ import pytest
 import xxhash
 
 from pipeline.backend import PANDAS, Backend
+from pipeline.config import Config
 from pipeline.errors import DataError, ModelError
 from pipeline.features.samples import TRAIN
 from pipeline.learning import luck as module
+from pipeline.learning import pretraining
 from pipeline.learning.checkpoint import Checkpoint
 from pipeline.learning.chunks import Chunks, as_chunks, survey
 from pipeline.learning.data import training_data
 from pipeline.learning.group import ALONE
 from pipeline.learning.luck import Luck, newton
 from pipeline.learning.model import TrainedModel
-from pipeline.learning.models import Architecture, Head, build
+from pipeline.learning.models import Architecture, Head, Normalise, build
+from pipeline.learning.normalisation import set_normalisation
 from pipeline.learning.rows import BUCKETS, Rows, campaigns, concat, select
 from pipeline.learning.tensors import keras, tf
 from pipeline.learning.train import set_initial_bias, train
 from pipeline.learning.trainer import Compile, Trainer
 from pipeline.options import Model
 from tests.learning.data import planted, rows_of
-from tests.learning.logs import open_log
+from tests.learning.logs import OPTIONS, open_log
 from tests.learning.test_rows import mixed
 from tests.learning.test_share import Threads
 
@@ -214,7 +217,6 @@ def test_the_network_is_kept_from_the_luck(backend: Backend, monkeypatch: pytest
     assert wrong[True] < 0.4 * wrong[False]
     levels, variance = seen[-1].levels.numpy()[: len(luck), 0], seen[-1].variance.numpy()[0]
     assert np.corrcoef(levels, luck)[0, 1] > 0.9
-    print(wrong, np.corrcoef(levels, luck)[0, 1], variance**0.5)
     assert np.sqrt(variance) == pytest.approx(luck.std(), rel=0.2)
     assert not seen[-1].levels.numpy()[len(luck) :].any()
 
@@ -325,6 +327,29 @@ def test_owners_share_no_campaign(backend: Backend) -> None:
     assert 178 <= len(np.unique(mine)) <= 180  # two of them have one number now and then
     for i in range(3):
         np.testing.assert_array_equal(mine[owner == i], backend.to_host(rows.apart(i).campaign)[owner == i])
+
+
+def test_a_pretraining_takes_no_two_clients_campaigns_for_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[Rows] = []
+
+    def noted(rows: Rows, *_: Any, found: Any, **__: Any) -> None:
+        seen.append(rows)
+        assert found.campaigns
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.learning.train.train", noted)
+    rows = rows_of(PANDAS, np.ones((100, 2)), np.arange(100)[:, None] % 2)
+    rows = replace(rows, campaign=np.arange(100, dtype=np.int32) * 3).chosen(np.arange(0, 100, 2))
+    found, config = survey(as_chunks(rows), HEADS[:1], 1), Config.model_validate(OPTIONS)
+    layer = Normalise()
+    set_normalisation(layer, found.plain, found.squashed)
+    mine = pretraining._standardised(rows, layer, found.labels, HEADS[:1])
+    np.testing.assert_array_equal(mine.campaign, rows.take("campaign"))
+    parts = [pretraining._Part(names, mine, mine) for names in (["a", "b"], ["a", "c"])]
+    with pytest.raises(KeyboardInterrupt):
+        pretraining._trained(parts, ["a", "b", "c"], config, config.model, tmp_path / "unfinished")
+    numbers = seen[0].campaign
+    assert len(np.unique(numbers)) >= len(numbers) - 2 == 98
 
 
 def test_campaigns_stay_with_their_rows(backend: Backend) -> None:

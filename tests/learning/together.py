@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -35,8 +35,10 @@ def data(n: int, seed: int = 0) -> tuple[Planted, np.ndarray, np.ndarray]:
 
 
 def some(n: int, index: np.ndarray, seed: int = 0, backend: Backend = PANDAS) -> Any:
+    """Some rows, each of one of 40 campaigns."""
     whole, mask, weight = data(n, seed)
-    return rows_of(backend, whole.X[index], whole.y[index], mask[index], weight[index])
+    rows = rows_of(backend, whole.X[index], whole.y[index], mask[index], weight[index])
+    return replace(rows, campaign=backend.asarray((index % 40).astype(np.int32)))
 
 
 def in_order(n: int, *_: Any) -> Any:
