@@ -376,8 +376,7 @@ def test_chunks_have_the_campaigns_that_one_table_has(tmp_path: Path) -> None:
     assert parts.count > 1
 
     def lines(rows: Rows) -> list[bytes]:
-        number = rows.take("campaign")
-        return sorted(np.column_stack([rows.take("X"), number[:, None]])[i].tobytes() for i in range(len(rows)))
+        return sorted(row.tobytes() for row in np.column_stack([rows.take("X"), rows.take("campaign")[:, None]]))
 
     assert lines(concat(list(parts))) == lines(whole)
     assert len(np.unique(whole.take("campaign"))) > 50
