@@ -1,7 +1,7 @@
 """python -m bench.run limits: what keeps a network below the ideal observer: labels, features, or campaigns' luck.
 
-On the logs, tables and hold-outs of bench/quality.py one kind of network learns from one client's training rows again
-and again, each time spared one thing that no real log spares anybody:
+On the logs, tables and hold-outs of bench/quality.py one kind of network learns from each client's training rows alone,
+without pretraining, again and again, each time spared one thing that no real log spares anybody:
 
     as it is                 the labels and features that there are
     people's labels          labels drawn anew from the true probabilities: none is a machine's, all else is alike
@@ -43,7 +43,7 @@ def measure(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     for contest in contests(options, seed):
         for name, given in cases(contest, seed).items():
             measured = contest.metrics(learned(contest, options.kind, **given))
-            found = [contest.row(name, head, m, {}) for head, m in measured.items()]
+            found = [contest.row(name, head, m, {"kind": options.kind}) for head, m in measured.items()]
             for row in found:
                 for ceiling in ("ideal", "knowable"):
                     of = measured[row["head"]][ceiling]["expected_pr_auc"]
@@ -134,6 +134,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure the seeds that the JSON does not have."""
 
     def missing(rows: list[dict[str, Any]], seed: int) -> list[str]:
+        if other := {r["kind"] for r in rows} - {options.kind}:
+            raise SystemExit(f"bench.limits: {options.json} is of {', '.join(other)}: name another file with --json")
         return [] if any(r["seed"] == seed for r in rows) else [options.kind]
 
     return seeds.measure_all("limits", options, missing, lambda rows: {"means": means(rows)}, ("kind",))

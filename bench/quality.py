@@ -79,7 +79,7 @@ def _seed(by_seed: dict[Any, list[dict[str, Any]]], seed: int, model: str) -> di
         if halves and name in found:
             found[f"{name}_half"] = math.hypot(*halves) / len(halves)  # clients share no subscriber
     ideal = [r["expected_pr_auc"] for r in by_seed.get((seed, "ideal"), [])]
-    if ideal and all("short_of_ideal" in r for r in rows):
+    if ideal and rows and all("short_of_ideal" in r for r in rows):
         halves = [(r["short_of_ideal"][2] - r["short_of_ideal"][1]) / 2 for r in rows]
         found["of_ideal_half"] = math.hypot(*halves) / sum(ideal)  # paired, so less than of the two apart
     for name in CEILINGS:

@@ -141,7 +141,7 @@ class SampleRequest:
 
     @property
     def mail_programs(self) -> MailPrograms | None:
-        """By what their opens are told, the same whatever the specification; None where they are not."""
+        """By what their opens are told among a subscriber's events, whatever the specification; None: they are not."""
         return None if self.machines or not self.programs else MailPrograms(self.exposure or SEND, self.programs)
 
     @property

@@ -6,8 +6,8 @@ prediction: penalised quasi-likelihood (Breslow and Clayton 1993, doi:10.1080/01
 prior whose variance comes from the levels themselves (empirical Bayes).
 
 The chance of a campaign that nobody knows yet is the mean over the prior. To second order the mean of sigmoid(x + b)
-over b ~ N(0, v) is sigmoid(x + (1 - 2 p) v / 2): so much is taken off each level, and the network gives that chance
-by itself.
+over b ~ N(0, v) is sigmoid(x + (1 - 2 p) v / 2). With the head's rate for p, so much is taken off each level, and the
+network gives about that chance by itself.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Luck:
         return tf.concat([weight * (target - p), weight * p * (1 - p)], axis=1)
 
     def see(self, campaign: Any, slopes: Any) -> None:
-        """Add up by campaign, in the order of the rows."""
+        """Add up by campaign, on the CPU in the order of the rows."""
         self.sums.assign_add(tf.math.unsorted_segment_sum(slopes, tf.cast(campaign, tf.int64), BUCKETS))
 
     # -- after an epoch -------------------------------------------------------------------------------------------

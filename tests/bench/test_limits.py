@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,13 @@ def test_what_is_won_is_within_a_seed() -> None:
     said = limits.table({"means": found})
     assert "67.5% / 77.5%" in said
     assert "75.5% / 85.5% (+8.0 ±7.0)" in said
+
+
+def test_another_kind_needs_another_file(tmp_path: Path) -> None:
+    there = tmp_path / "limits.json"
+    there.write_text(json.dumps({"results": [row(1, "a", limits.AS_IT_IS, 0.6) | {"kind": "dense"}]}))
+    with pytest.raises(SystemExit, match=r"limits\.json is of dense: name another file"):
+        limits.run(limits.parser().parse_intermixed_args(["--seeds", "1", "--kind", "logistic", "--json", str(there)]))
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,10 @@ def test_medians_over_seeds_of_means_over_clients() -> None:
     assert found["dense"]["seconds"] == 4.0
     assert found["dense"]["expected_pr_auc_half"] == pytest.approx(0.03 / 2**0.5)  # of a mean of two independent ones
     assert "roc_auc" not in found["dense"]
+    once = quality.medians([*rows, rows[0] | {"model": "boosting"}])["a"]["boosting"]  # of one seed alone
+    assert once["of_ideal_half"] == pytest.approx(0.01 / 0.2)
+    apart = [{k: v for k, v in r.items() if k != "short_of_ideal"} for r in rows]
+    assert quality.medians(apart)["a"]["dense"].keys() == found["dense"].keys() - {"of_ideal_half"}
     lines = quality.table({"medians": {"a": found}}).splitlines()
     assert [line.split()[0] for line in lines] == ["a", "ideal", "dense"]
     assert "60.0% ±3.5%" in lines[2]
