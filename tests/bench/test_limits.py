@@ -44,8 +44,13 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return limits.parser().parse_intermixed_args([*small, *quick, "model.minimum_positives=1"])
 
 
-def test_cases_are_given_what_they_say(options: Any) -> None:
-    (one,) = contest.contests(options, 1)
+@pytest.fixture(scope="module")
+def one(options: Any) -> contest.Contest:
+    (only,) = contest.contests(options, 1)
+    return only
+
+
+def test_cases_are_given_what_they_say(one: contest.Contest) -> None:
     given = limits.cases(one, 1)
     n, heads = len(one.table.X), [head.name for head in one.heads]
     truth, drawn = given["true probabilities"]["y"], given["people's labels"]["y"]
@@ -73,7 +78,10 @@ def test_cases_are_given_what_they_say(options: Any) -> None:
     assert np.corrcoef(engagement, truth[:, heads.index("open")])[0, 1] > 0.3
 
 
-def test_every_case_is_trained_and_measured(options: Any) -> None:
+def test_every_case_is_trained_and_measured(
+    options: Any, one: contest.Contest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contest, "contests", lambda options, seed: [one])
     rows = limits.measure(options, 1)
     heads = list(dict.fromkeys(r["head"] for r in rows))
     assert {r["model"] for r in rows} == {
@@ -87,9 +95,8 @@ def test_every_case_is_trained_and_measured(options: Any) -> None:
     assert all(0 < r["of_ideal"] < 1.1 for r in rows)
 
 
-def test_what_is_given_stays_out_of_the_contest(options: Any) -> None:
+def test_what_is_given_stays_out_of_the_contest(one: contest.Contest) -> None:
     """Training with other labels and columns leaves the table as it was."""
-    (one,) = contest.contests(options, 1)
     before = one.table.X.copy(), one.table.y.copy()
     limits.learned(one, "dense", y=1 - one.table.y, more=np.ones((len(one.table.X), 2)))
     np.testing.assert_array_equal(one.table.X, before[0])
