@@ -9,7 +9,6 @@ process of its own, and what the JSON has is not measured again.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 from typing import Any
 
@@ -84,24 +83,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 def means(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
     """{variant: {head: share of the ideal's expected PR-AUC, mean over clients and seeds, and what is lost: the mean
     difference to everything, and half its range over the seeds}}."""
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    seeds = sorted({r["seed"] for r in rows})
-
-    def mean(variant: str, head: str, seed: int) -> float:
-        mine = [r["of_ideal"] for r in rows if (r["model"], r["head"], r["seed"]) == (variant, head, seed)]
-        return statistics.fmean(mine)
-
-    for variant in dict.fromkeys(r["model"] for r in rows):
-        found[variant] = {}
-        for head in dict.fromkeys(r["head"] for r in rows):
-            shares = [mean(variant, head, seed) for seed in seeds]
-            lost = [mean(EVERYTHING, head, seed) - share for seed, share in zip(seeds, shares, strict=True)]
-            found[variant][head] = {
-                "of_ideal": statistics.fmean(shares),
-                "lost": statistics.fmean(lost),
-                "half_range": (max(lost) - min(lost)) / 2,
-            }
-    return found
+    return {
+        variant: {
+            head: {"of_ideal": share, "lost": -more, "half_range": half} for head, (share, more, half) in m.items()
+        }
+        for variant, m in seeds.compared(rows, EVERYTHING).items()
+    }
 
 
 def table(report: dict[str, Any]) -> str:

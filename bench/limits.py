@@ -19,7 +19,6 @@ seed is a process of its own, and what the JSON has is not measured again.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -144,24 +143,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 def means(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
     """{case: {head: shares of the ceilings' expected PR-AUC, means over clients and seeds, and what of the ideal's is
     won beside "as it is": the mean difference, and half its range over the seeds}}."""
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    each = sorted({r["seed"] for r in rows})
-
-    def mean(case: str, head: str, seed: int, of: str) -> float:
-        return statistics.fmean(r[of] for r in rows if (r["model"], r["head"], r["seed"]) == (case, head, seed))
-
-    for case in dict.fromkeys(r["model"] for r in rows):
-        found[case] = {}
-        for head in dict.fromkeys(r["head"] for r in rows):
-            shares = {of: [mean(case, head, seed, of) for seed in each] for of in ("of_ideal", "of_knowable")}
-            before = [mean(AS_IT_IS, head, seed, "of_ideal") for seed in each]
-            won = [share - was for share, was in zip(shares["of_ideal"], before, strict=True)]
-            found[case][head] = {
-                **{of: statistics.fmean(values) for of, values in shares.items()},
-                "won": statistics.fmean(won),
-                "half_range": (max(won) - min(won)) / 2,
-            }
-    return found
+    knowable = seeds.compared(rows, AS_IT_IS, "of_knowable")
+    return {
+        case: {
+            head: {"of_ideal": share, "of_knowable": knowable[case][head][0], "won": won, "half_range": half}
+            for head, (share, won, half) in by_head.items()
+        }
+        for case, by_head in seeds.compared(rows, AS_IT_IS).items()
+    }
 
 
 def table(report: dict[str, Any]) -> str:

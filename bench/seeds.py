@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -90,6 +91,27 @@ def measure_all(
         report = {"machine": machine(), "method": method, "results": rows, **summary(rows)}
         write(report, options.json)
     return report
+
+
+def compared(rows: Rows, base: str, column: str = "of_ideal") -> dict[str, dict[str, tuple[float, float, float]]]:
+    """{model: {head: (a column's mean, its mean difference to that of the base, half the range of differences)}}.
+
+    Of the seeds' means over their clients.
+    """
+    seeds = sorted({r["seed"] for r in rows})
+
+    def means(model: str, head: str) -> list[float]:
+        mine = [r for r in rows if (r["model"], r["head"]) == (model, head)]
+        return [statistics.fmean(r[column] for r in mine if r["seed"] == seed) for seed in seeds]
+
+    found: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for model in dict.fromkeys(r["model"] for r in rows):
+        found[model] = {}
+        for head in dict.fromkeys(r["head"] for r in rows):
+            values = means(model, head)
+            more = [value - before for value, before in zip(values, means(base, head), strict=True)]
+            found[model][head] = statistics.fmean(values), statistics.fmean(more), (max(more) - min(more)) / 2
+    return found
 
 
 def _child(name: str, options: argparse.Namespace, seed: int, more: dict[str, Any]) -> Rows:
