@@ -18,8 +18,8 @@ import numpy as np
 # What the kernels may use: in CuPy 14 under the same name with the same meaning.
 _FUNCTIONS = {
     *("abs", "add", "all", "any", "arange", "argsort", "bincount", "clip", "concatenate", "cumsum", "diff", "empty"),
-    *("equal", "flatnonzero", "floor", "rint", "full", "maximum", "minimum", "multiply", "nonzero", "ones", "repeat"),
-    *("searchsorted", "sort", "sum", "take", "where", "zeros"),
+    *("equal", "exp", "flatnonzero", "floor", "rint", "full", "maximum", "minimum", "multiply", "nonzero", "ones"),
+    *("repeat", "searchsorted", "sort", "sum", "take", "where", "zeros"),
 }
 _TYPES = {"bool_", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint32", "uint64"}
 

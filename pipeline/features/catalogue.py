@@ -374,6 +374,7 @@ def _presence(log: _Log) -> list[Feature]:
         f"of the {one} events before at and what came of them within 3d, by {CLASSES} classes of subscribers with the "
         "states awake and asleep, learned from everybody before the validation"
     )
+    leaning = ", and by what the subscriber leans to among families of campaigns" if log.campaigns else ""
     awake = f"the probability of being awake at at, {model}"
     keen = f"the probability that a {one} event is answered ({answer}) if awake, {model}"
     made = [
@@ -382,11 +383,18 @@ def _presence(log: _Log) -> list[Feature]:
     ]
     for place, kind in enumerate(log.responses):
         answers = " or ".join(log.responses[place:])
-        chance = f"the probability that a {one} event at at is answered ({answers}), {model}"
+        chance = f"the probability that a {one} event at at is answered ({answers}), {model}{leaning}"
         made.append(Feature(f"{kind}_chance", "presence", chance, "1", kind, how="next"))
     for kind in log.responses[1:]:
         share = f"{kind}_chance / {log.responses[0]}_chance"
         made.append(Feature(f"{kind}_of_{log.responses[0]}_chance", "presence", share, "1", kind, how="share"))
+    if log.campaigns and log.decided:
+        lean = (
+            f"by how much likelier than of other families' campaigns an answer to a {one} event is, of the family of "
+            f"at's campaign, {model}, and how alike families are; 0 where that is not known, as in {MASKED:.0%} of "
+            "training rows, by hash"
+        )
+        made.append(Feature("family_leaning", "presence", lean, "logits", how="leaning"))
     return made
 
 

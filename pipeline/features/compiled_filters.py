@@ -10,22 +10,124 @@ from typing import Any, cast
 import numpy as np
 
 from pipeline.features.compiled import Array, compiled
-from pipeline.features.filters import DAY, DAYS, HORIZON, HOUR, Chain, Exposures
+from pipeline.features.filters import DAY, DAYS, HORIZON, HOUR, LEAST, Chain, Exposures
 
 __all__ = ["expectations", "filtered"]
 
 
 @compiled
-def _step(state: Array, moves: Array, seen: Array) -> None:
-    total = 0.0
+def _shifted(steps: Array, leaning: float, out: Array) -> None:
+    odds = np.exp(leaning)
+    for a in range(len(steps)):
+        for k in range(steps.shape[1]):
+            for x in range(2):
+                p = steps[a, k, x]
+                out[a, k, x] = p * odds / (1 - p + p * odds)
+
+
+@compiled
+def _move(state: Array, moves: Array) -> None:
     for k in range(len(state)):
         awake = state[k, 0] * moves[k, 0, 0] + state[k, 1] * moves[k, 1, 0]
         asleep = state[k, 0] * moves[k, 0, 1] + state[k, 1] * moves[k, 1, 1]
-        state[k, 0], state[k, 1] = awake * seen[k, 0], asleep * seen[k, 1]
-        total += state[k, 0] + state[k, 1]
+        state[k, 0], state[k, 1] = awake, asleep
+
+
+@compiled
+def _slopes(state: Array, steps: Array, given: int, due: Array) -> tuple[float, float]:
+    """``given``: how many answers were."""
+    score, information = 0.0, 0.0
+    for a in range(min(given + 1, len(steps))):
+        before, grown, now, grows = 0.0, 0.0, 0.0, 0.0
+        for k in range(len(state)):
+            for x in range(2):
+                likely, slope = state[k, x], 0.0
+                for earlier in range(a):
+                    step = steps[earlier, k, x]
+                    likely, slope = likely * step, (slope + likely * (1 - step)) * step
+                before += likely
+                grown += slope
+                step = steps[a, k, x]
+                now += likely * step
+                grows += (slope + likely * (1 - step)) * step
+        before = max(before, LEAST)
+        p = max(now / before, LEAST)
+        slope, share = (grows - p * grown) / before, 1.0 if a < given else due[a]
+        open_ = max(1 - share * p, LEAST)
+        score += slope / p if a < given else -share * slope / open_
+        information += share * slope * slope / (p * open_)
+    return score, information
+
+
+@compiled
+def _observe(state: Array, alone: Array, usual: Array, steps: Array, level: int, given: int, due: Array) -> None:
+    """``due``: float64[D + A], what share of each level would be there by now."""
+    first, total = len(alone), 0.0
+    for k in range(len(state)):
+        for x in range(2):
+            rest = (1 - steps[0, k, x]) / max(1 - usual[0, k, x], LEAST)
+            if given > 0:
+                found = 1.0
+                for a in range(given):
+                    found *= steps[a, k, x]
+                if given < len(steps):
+                    found *= 1 - due[first + given] * steps[given, k, x]
+            elif level > 0:
+                found = alone[level - 1, k, x] * rest
+            else:
+                found, answered = 1.0, 1.0
+                for a in range(len(steps)):
+                    answered *= steps[a, k, x]
+                    deeper = 1 - steps[a + 1, k, x] if a + 1 < len(steps) else 1.0
+                    found -= due[first + a] * answered * deeper
+                for d in range(first):
+                    found -= due[d] * alone[d, k, x] * rest
+            state[k, x] *= max(found, LEAST)
+            total += state[k, x]
     for k in range(len(state)):
         state[k, 0] /= total
         state[k, 1] /= total
+
+
+@compiled
+def _lean(mean: Array, spread: Array, family: int, score: float, information: float, column: Array) -> None:
+    for f in range(len(mean)):
+        column[f] = spread[family, f]
+    scale = 1 / (1 + information * column[family])
+    for f in range(len(mean)):
+        gain = column[f] * scale
+        mean[f] += gain * score
+        for g in range(len(mean)):
+            spread[f, g] -= gain * information * column[g]
+
+
+@compiled
+def _step(
+    state: Array,
+    mean: Array,
+    spread: Array,
+    moves: Array,
+    alone: Array,
+    usual: Array,
+    share: Array,
+    level: int,
+    family: int,
+    steps: Array,
+    due: Array,
+    column: Array,
+) -> None:
+    """The last three are room to work in, ``share``: float64[D + A]."""
+    first = len(alone)
+    _move(state, moves)
+    _shifted(usual, mean[family] if family >= 0 else 0.0, steps)
+    given = max(level - first, 0)
+    if family >= 0:
+        for a in range(len(steps)):
+            due[a] = 1.0 if 0 < level <= first else share[first + a]
+        score, information = _slopes(state, steps, given, due)
+    _observe(state, alone, usual, steps, level, given, share)
+    if family >= 0:
+        _lean(mean, spread, family, score, information, column)
 
 
 @compiled
@@ -47,41 +149,58 @@ def _filtered(
     starts: Array,
     ts: Array,
     reached: Array,
+    of: Array,
     start: Array,
     moves: Array,
-    seen: Array,
-    value: Array,
+    alone: Array,
+    usual: Array,
+    delay: Array,
+    alike: Array,
     seg: Array,
     at: Array,
     begin: Array,
     end: Array,
+    family: Array,
 ) -> Array:
-    out = np.zeros((len(seg), len(value)))
+    answers, families = len(usual), len(alike)
+    out = np.zeros((len(seg), 3 + answers))
+    shares = np.ascontiguousarray(delay.T)
     settled, state = np.empty_like(start), np.empty_like(start)
+    settled_mean, mean = np.empty(families), np.empty(families)
+    settled_spread, spread = np.empty_like(alike), np.empty_like(alike)
+    steps, due, column = np.empty_like(usual), np.empty(answers), np.empty(families)
+    whole = shares[HORIZON // HOUR]
     current, row = np.int64(-1), np.int64(0)
     for i in range(len(seg)):
         first = starts[seg[i]]
         if seg[i] != current:
             current, row = seg[i], first
-            for k in range(len(start)):
-                settled[k, 0], settled[k, 1] = start[k, 0], start[k, 1]
+            settled[:], settled_mean[:], settled_spread[:] = start, 0.0, alike
         while row < begin[i]:
             until = ts[row] + HORIZON
             gap = _days(ts[row - 1], ts[row]) if row > first else 0
-            _step(settled, moves[gap], seen[_level(reached, row, until, until), HORIZON // HOUR])
+            level = _level(reached, row, until, until)
+            moved, spot = moves[gap], of[row]
+            _step(settled, settled_mean, settled_spread, moved, alone, usual, whole, level, spot, steps, due, column)
             row += 1
-        for k in range(len(start)):
-            state[k, 0], state[k, 1] = settled[k, 0], settled[k, 1]
+        state[:], mean[:], spread[:] = settled, settled_mean, settled_spread
         for young in range(begin[i], end[i]):
             gap = _days(ts[young - 1], ts[young]) if young > first else 0
             level = _level(reached, young, at[i], ts[young] + HORIZON)
-            _step(state, moves[gap], seen[level, (at[i] - ts[young]) // HOUR])
-        gap = _days(ts[end[i] - 1], at[i]) if end[i] > first else 0
+            share = shares[(at[i] - ts[young]) // HOUR]
+            _step(state, mean, spread, moves[gap], alone, usual, share, level, of[young], steps, due, column)
+        _move(state, moves[_days(ts[end[i] - 1], at[i]) if end[i] > first else 0])
+        leaning = mean[family[i]] if family[i] >= 0 else 0.0
+        _shifted(usual, leaning, steps)
         for k in range(len(state)):
-            awake = state[k, 0] * moves[gap, k, 0, 0] + state[k, 1] * moves[gap, k, 1, 0]
-            asleep = state[k, 0] * moves[gap, k, 0, 1] + state[k, 1] * moves[gap, k, 1, 1]
-            for f in range(len(value)):
-                out[i, f] += awake * value[f, k, 0] + asleep * value[f, k, 1]
+            out[i, 0] += state[k, 0]
+            out[i, 1] += state[k, 0] * usual[0, k, 0]
+            for x in range(2):
+                weighed = state[k, x]
+                for a in range(answers):
+                    weighed *= steps[a, k, x]
+                    out[i, 2 + a] += weighed
+        out[i, 2 + answers] = leaning
     return out
 
 
@@ -133,9 +252,11 @@ def _expectations(
     return first, moved, shown, likelihood
 
 
-def filtered(xp: Any, exposures: Exposures, chain: Chain, seg: Array, at: Array, begin: Array, end: Array) -> Array:
+def filtered(
+    xp: Any, exposures: Exposures, chain: Chain, seg: Array, at: Array, begin: Array, end: Array, family: Array
+) -> Array:
     """See :func:`filters.filtered`."""
-    return cast(Array, _filtered(*exposures, *chain, seg, at, begin, end))
+    return cast(Array, _filtered(*exposures, *chain, seg, at, begin, end, family))
 
 
 def expectations(

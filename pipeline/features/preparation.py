@@ -24,7 +24,7 @@ from pipeline.features.partition import Partition, partition_arrays
 from pipeline.features.samples import SampleRequest
 from pipeline.features.sequences import SequenceSpec
 from pipeline.features.similarity import Similarity
-from pipeline.features.spec import FeatureSpec
+from pipeline.features.spec import FAMILIES, FeatureSpec
 from pipeline.features.trailing import ContextSpec, Counts
 
 
@@ -51,12 +51,13 @@ def specify(
     """
     spec = FeatureSpec.from_config(config, store.kinds(client))
     ops = {f.op for f in spec.features}
-    some = _some(spec, store, client, request) if ops & {"match", "presence"} else None
-    if "match" in ops or config.sequences.length:
+    some = _some(spec, store, client, request) if ops & FAMILIES else None
+    alike = some is not None and some.family is not None
+    if alike or config.sequences.length:
         named = _named(store, client, request, rollup, partitions)
         if config.sequences.length:
             spec = _with_sequences(spec, config, named)
-        if some is not None and "match" in ops:
+        if some is not None and alike:
             spec = replace(spec, similarity=_similarity(spec, some, request, named["campaign"]))
     if some is not None and "presence" in ops:
         spec = replace(spec, presence=presence.learn(some, spec, request.bounds()["train_end"]))

@@ -6,6 +6,9 @@ answer, a deeper answer), and is awake or asleep, a state that changes by the da
 follow from the exposures before a decision (``filters.py``). The field knows the question as P(alive), of customers who
 may have left for good: Fader, Hardie and Lee 2005, doi:10.1287/mksc.1040.0098; here one may come back.
 
+Where families of campaigns are alike or not (``similarity.py``), the same filter learns which of them somebody leans
+to, so that one who answers no news is not thought to be away, and the chances are those for the campaign decided about.
+
 The classes are learned from everybody's past, before the validation begins, by expectation-maximisation (Baum et al.
 1970), and kept with the specification, so that training and scoring mean the same by it.
 """
@@ -18,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.backend import Array
+from pipeline.features import similarity
 from pipeline.features.exposures import NEVER, first_answers
-from pipeline.features.filters import DAYS, HORIZON, HOUR, HOURS, Chain, Exposures, days
+from pipeline.features.filters import DAYS, HORIZON, HOUR, HOURS, LEAST, NO_FAMILY, Chain, Exposures, days
 from pipeline.features.kernels import prefix_count
 from pipeline.features.partition import Partition
 
@@ -30,6 +34,7 @@ ROUNDS = 30  # of expectation-maximisation; the likelihood has settled by then
 _IMAGINED = 2.0  # exposures of each class and state, as it is before learning
 _GRID = np.geomspace(0.0015, 0.15, 36)  # of the chances of falling asleep and of waking up in a day that are tried
 _USUAL, _SPREAD = 0.012, 1.5  # and what is expected of them: the median, and the deviation of the logarithm
+LEANING = 0.25  # logits: the deviation of leanings between subscribers, before anything is known
 
 
 @dataclass(frozen=True)
@@ -85,21 +90,36 @@ def exposed(part: Partition, spec: Any) -> tuple[Exposures, Array]:
     reached = xp.zeros((len(kinds), len(rows)), dtype=xp.int64)
     for r, times in enumerate(when):
         reached[r] = times
-    return Exposures(before[part.starts], part.ts[rows], reached), before
+    family = families(part, spec, None if part.family is None else part.family[rows], len(rows))
+    return Exposures(before[part.starts], part.ts[rows], reached, family), before
+
+
+def families(part: Partition, spec: Any, family: Array | None, n: int) -> Array:
+    """The rows of n families, codes of this partition, in the covariance of leanings: int64[n]."""
+    if family is None or spec.similarity is None:
+        return part.xp.zeros(n, dtype=part.xp.int64) + NO_FAMILY
+    return similarity.positions(part, spec.similarity.names, family)
 
 
 # -- the filter -----------------------------------------------------------------------------------------------------
 
 
 def chain(xp: Any, spec: Any) -> Chain:
-    """The filter of a FeatureSpec, whose values are: awake; awake and answering; and reaching each response."""
+    """The filter of a FeatureSpec."""
     known = spec.presence or prior(spec)
     start, change, levels, delay = (np.array(a) for a in (known.start, known.change, known.levels, known.delay))
-    awake = np.zeros(start.shape)
-    awake[:, 0] = 1.0
-    answered = [levels[r:].sum(axis=0) for r in range(len(levels) - len(spec.responses), len(levels))]
-    value = np.stack([awake, awake * answered[0], *answered])
-    return Chain(*(xp.asarray(a) for a in (start, _moves(change), _seen(levels, delay), value)))
+    alone = len(levels) - len(spec.responses)
+    reach = np.cumsum(levels[alone:][::-1], axis=0)[::-1]  # each answer or a deeper one
+    steps = reach / np.maximum(np.concatenate([np.ones_like(reach[:1]), reach[:-1]]), LEAST)
+    return Chain(*(xp.asarray(a) for a in (start, _moves(change), levels[:alone], steps, delay, _alike(spec))))
+
+
+def _alike(spec: Any) -> np.ndarray:
+    """The covariance of leanings, float64[F, F]: the nearest one to what the likeness of families says."""
+    if spec.similarity is None:
+        return np.zeros((0, 0))
+    values, vectors = np.linalg.eigh(np.array(spec.similarity.weights, dtype=np.float64))
+    return np.asarray(LEANING**2 * (vectors * np.maximum(values, 0)) @ vectors.T)
 
 
 def _moves(change: np.ndarray) -> np.ndarray:
@@ -109,13 +129,6 @@ def _moves(change: np.ndarray) -> np.ndarray:
     settled = np.stack([change[:, 1], change[:, 0]], axis=1) / both[:, None]  # awake, asleep
     moves = stays[:, :, None, None] * (np.eye(2) - settled[:, None]) + settled[:, None]
     return np.asarray(moves)
-
-
-def _seen(levels: np.ndarray, delay: np.ndarray) -> np.ndarray:
-    """float64[R + 1, HOURS + 1, K, 2]: nothing yet, and each level."""
-    nothing = 1 - np.einsum("rh,rkx->hkx", delay, levels)
-    reached = np.broadcast_to(levels[:, None], (len(levels), HOURS + 1, *levels.shape[1:]))
-    return np.concatenate([nothing[None], reached])
 
 
 # -- learning ------------------------------------------------------------------------------------------------------
@@ -151,7 +164,7 @@ def learn(part: Partition, spec: Any, until: int) -> Presence:
     from pipeline.features.compiled_filters import expectations
 
     found, _ = exposed(part, spec)
-    starts, ts, reached = (part.backend.to_host(a) for a in found)
+    starts, ts, reached, _ = (part.backend.to_host(a) for a in found)
     seg = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
     old = np.flatnonzero(ts < until - HORIZON)
     old = old[: np.searchsorted(seg[old], seg[old[EXPOSURES - 1]])] if len(old) > EXPOSURES else old

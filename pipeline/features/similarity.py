@@ -38,8 +38,9 @@ class Similarity:
 
 
 def answers(spec: Any) -> tuple[str, ...]:
-    """The kinds of answers that the affinities and rates of a FeatureSpec are made from."""
+    """The kinds of answers that a FeatureSpec looks at by family."""
     asked = {f.kind for f in spec.features if f.op == "match" and f.how != "count"}
+    asked |= set(spec.responses) if any(f.op == "presence" for f in spec.features) else set()
     return tuple(k for k in spec.kinds if k in asked or (k == over("click", spec.responses) and "click" in asked))
 
 
@@ -140,7 +141,7 @@ def _total(values: Array) -> Array:
 
 
 def learn(found: np.ndarray, names: Sequence[str]) -> Similarity | None:
-    """The likeness of families, from :func:`sums`; None where there is none beyond chance.
+    """The likeness of families, from :func:`sums`; None where no more depends on the family than chance gives.
 
     Covariances of the relative residuals, of all kinds of answers (weighted by their precision), over the mean variance
     of one family, shrunk towards no likeness by what of them is noise.
@@ -158,7 +159,7 @@ def learn(found: np.ndarray, names: Sequence[str]) -> Similarity | None:
     alike = float((value[other] ** 2).sum())
     scale, error = float(value[own].mean()), float(np.sqrt(noise[own].sum()) / size)
     kept = 1 - float(noise[other].sum()) / alike if alike > 0 else 0.0
-    if kept <= 0 or scale <= 2 * error:
+    if scale <= 2 * error:
         return None
-    weights = np.where(own, 1.0, np.clip(np.where(other, value, 0.0) * kept / scale, -1.0, 1.0)).round(2)
+    weights = np.where(own, 1.0, np.clip(np.where(other, value, 0.0) * max(kept, 0.0) / scale, -1.0, 1.0)).round(2)
     return Similarity(tuple(names), tuple(tuple(row) for row in weights.tolist()))

@@ -29,6 +29,7 @@ BOUNCES = ("soft_bounce", "hard_bounce")
 SEND = "send"  # the exposure where decisions are not made at events
 RESPONSES = ("open", "click")
 CAMPAIGNS = {"campaigns", "match", "reaction", "presence"}  # computations that look at each event's campaign
+FAMILIES = {"match", "presence"}  # those that look at its family, where the log has campaigns
 
 
 @dataclass(frozen=True)

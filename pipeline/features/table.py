@@ -25,7 +25,7 @@ from pipeline.features.partition import Partition, partition_arrays
 from pipeline.features.preparation import context_of
 from pipeline.features.samples import SampleRequest
 from pipeline.features.sequences import MASKED, decided, family, write_sequences
-from pipeline.features.spec import CAMPAIGNS, FeatureSpec
+from pipeline.features.spec import CAMPAIGNS, FAMILIES, FeatureSpec
 
 
 @dataclass
@@ -108,7 +108,7 @@ def feature_table(
         ingested=request.per_decision,
         providers=None if context is None else context.names["provider"],
         sequences=spec.sequences,
-        families=[family(request.campaign or "")] if "match" in ops else None,
+        families=[family(request.campaign or "")] if ops & FAMILIES else None,
         programs=programs,
     )
     if "own" in ops:
@@ -210,7 +210,8 @@ class _Decided:
         campaign = mine = family_id = None
         if context is not None:
             campaign = context.campaigns(part, events, points, request, key, split)
-        matched = any(f.op == "match" for f in spec.features)
+        ops = {f.op for f in spec.features}
+        matched = "match" in ops or (bool(ops & FAMILIES) and part.family is not None)
         if matched or spec.sequences is not None:
             hidden = (split == samples.TRAIN) & hashed_share(part.xp, MASKED, MASK, key, points.at)
             if matched:

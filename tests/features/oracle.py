@@ -77,7 +77,7 @@ def feature(
         elif f.op == "reaction":
             out[f.name] = reaction(spec, f, seen, at)
         elif f.op == "presence":
-            out[f.name] = presence(spec, f, seen, at)
+            out[f.name] = presence(spec, f, seen, at, campaign)
         elif f.op == "gap":
             out[f.name] = gap(str(f.how), [e.ts for e in inside if e.event == spec.exposure], everything[:1])
         elif f.op == "run":
@@ -192,26 +192,53 @@ def match(spec: FeatureSpec, f: Feature, seen: list[Event], at: int, campaign: s
     return beyond / (sum(s * s * rate * trials(g) for g, s in alike.items()) + 16)
 
 
-def presence(spec: FeatureSpec, f: Feature, seen: list[Event], at: int) -> float:
+def presence(spec: FeatureSpec, f: Feature, seen: list[Event], at: int, campaign: str | None) -> float:
     known = spec.presence or prior(spec)
-    kinds = (*(["delete"] if "delete" in spec.kinds else []), *spec.responses)
-    state, levels = filtered(known, spec.exposure, kinds, tuple(seen), at), np.array(known.levels)
-    chance = {r: levels[kinds.index(r) :].sum(axis=0) for r in spec.responses}
-    first, awake = chance[spec.responses[0]], state[:, 0].sum()
+    state, mean, _ = believed(spec, known, tuple(seen), at)
+    mine = place(spec, campaign)
+    leaning = 0.0 if mine is None else float(mean[mine])
+    if f.how == "leaning":
+        return leaning
+    usual, chances = reaching(spec, known, 0.0), reaching(spec, known, leaning)
     if f.how == "awake":
-        return float(awake)
+        return float(state[:, 0].sum())
     if f.how == "keen":
-        return float((state[:, 0] * first[:, 0]).sum() / awake)
-    of = (state * chance[f.kind or ""]).sum()
-    return float(of if f.how == "next" else of / (state * first).sum())
+        return float((state[:, 0] * usual[0][:, 0]).sum() / state[:, 0].sum())
+    of = (state * chances[spec.responses.index(f.kind or "")]).sum()
+    return float(of if f.how == "next" else of / (state * chances[0]).sum())
+
+
+def place(spec: FeatureSpec, campaign: str | None) -> int | None:
+    names = spec.similarity.names if spec.similarity is not None else ()
+    return names.index(family(campaign)) if family(campaign) in names else None
+
+
+def reaching(spec: FeatureSpec, known: Presence, leaning: float) -> list[np.ndarray]:
+    """The chance of each answer or a deeper one by class and state; each step's log odds shifted by the leaning."""
+    levels = np.array(known.levels)[-len(spec.responses) :]
+    out, before, below = [], 1.0, 1.0
+    for a in range(len(levels)):
+        reach = levels[a:].sum(axis=0)
+        step = 1 / (1 + np.exp(-(np.log(reach / (below - reach)) + leaning)))
+        before, below = before * step, reach
+        out.append(before)
+    return out
 
 
 @functools.lru_cache(maxsize=1)
-def filtered(
-    known: Presence, exposure: str | None, kinds: tuple[str, ...], seen: tuple[Event, ...], at: int
-) -> np.ndarray:
+def believed(
+    spec: FeatureSpec, known: Presence, seen: tuple[Event, ...], at: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of classes and states, and mean and covariance of the leanings."""
+    kinds = (*(["delete"] if "delete" in spec.kinds else []), *spec.responses)
     levels, delay, state = np.array(known.levels), np.array(known.delay), np.array(known.start)
-    sends = [e for e in seen if e.event == exposure]
+    alone = len(kinds) - len(spec.responses)
+    mean, cov = np.zeros(0), np.zeros((0, 0))
+    if spec.similarity is not None:
+        values, vectors = np.linalg.eigh(np.array(spec.similarity.weights))
+        cov = sum(0.25**2 * max(v, 0) * np.outer(u, u) for v, u in zip(values, vectors.T, strict=True))
+        mean = np.zeros(len(values))
+    sends = [e for e in seen if e.event == spec.exposure]
     reached = dict.fromkeys(range(len(sends)), 0)
     for e in seen:
         if e.event in kinds and e.campaign is not None:
@@ -221,10 +248,41 @@ def filtered(
     for i, send in enumerate(sends):
         if i:
             state = moved(state, known.change, send.ts - sends[i - 1].ts)
-        quiet = 1 - np.einsum("r,rkx->kx", delay[:, min((at - send.ts) // (DAY // 24), 72)], levels)
-        state = state * (levels[reached[i] - 1] if reached[i] else quiet)
+        mine = place(spec, send.campaign)
+        due = delay[:, min((at - send.ts) // (DAY // 24), 72)]
+        given = max(reached[i] - alone, 0)
+
+        def chance(leaning: float, a: int, now: np.ndarray) -> float:
+            """Of the answer a, given the one before, whoever the subscriber is."""
+            of = [np.ones_like(now), *reaching(spec, known, leaning)]
+            return float((now * of[a + 1]).sum() / (now * of[a]).sum())
+
+        leaning = 0.0 if mine is None else mean[mine]
+        score = information = 0.0
+        for a in range(min(given + 1, len(spec.responses))):
+            share = 1.0 if a < given or 0 < reached[i] <= alone else due[alone + a]
+            p, step = share * chance(leaning, a, state), 1e-5
+            slope = share * (chance(leaning + step, a, state) - chance(leaning - step, a, state)) / (2 * step)
+            if share:
+                score += slope / p if a < given else -slope / (1 - p)
+                information += slope**2 / (p * (1 - p))
+        likely = [1.0, *reaching(spec, known, leaning), 0.0]
+        exactly = [likely[a + 1] - likely[a + 2] for a in range(len(spec.responses))]
+        rest = (1 - likely[1]) / (1 - levels[alone:].sum(axis=0))
+        if given:
+            pending = due[alone + given] if given < len(spec.responses) else 0.0
+            state = state * (likely[given] - pending * likely[given + 1])
+        elif reached[i]:
+            state = state * levels[reached[i] - 1] * rest
+        else:
+            answered = sum(due[alone + a] * exactly[a] for a in range(len(exactly)))
+            state = state * (1 - answered - sum(due[d] * levels[d] * rest for d in range(alone)))
         state = state / state.sum()
-    return moved(state, known.change, at - sends[-1].ts) if sends else state
+        if mine is not None:
+            column = cov[:, mine]
+            mean = mean + column * score / (1 + information * cov[mine, mine])
+            cov = cov - np.outer(column, column) * information / (1 + information * cov[mine, mine])
+    return (moved(state, known.change, at - sends[-1].ts) if sends else state), mean, cov
 
 
 def moved(state: np.ndarray, change: tuple[tuple[float, ...], ...], gap: int) -> np.ndarray:

@@ -16,13 +16,16 @@ from hypothesis import strategies as st
 
 from pipeline.backend import Backend
 from pipeline.features.samples import SampleRequest
+from pipeline.features.similarity import Similarity
 from pipeline.features.spec import FeatureSpec
 from pipeline.features.table import FeatureTable, feature_table
 from tests.features.logs import DAY, EVERYTHING, KINDS, Event, frame_of, logs, ordered, random_log
 
 WEEK = 7 * DAY
 START = 20_458 * DAY  # 2026-01-05, a Monday: in Berlin and New York no clock changes in the weeks around it
-SPEC = FeatureSpec.from_config(EVERYTHING, KINDS)
+SPEC = replace(
+    FeatureSpec.from_config(EVERYTHING, KINDS), similarity=Similarity(("a", "b"), ((1.0, -0.5), (-0.5, 1.0)))
+)
 WAYS: dict[str, dict[str, Any]] = {
     "exposures": {"exposure": "send"},
     "snapshots": {"exposure": None, "every": DAY},

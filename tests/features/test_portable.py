@@ -12,13 +12,16 @@ from hypothesis import given, settings
 from pipeline.backend import Backend, choose
 from pipeline.features import aggregates, filters, kernels
 from pipeline.features.samples import Head, SampleRequest
+from pipeline.features.similarity import Similarity
 from pipeline.features.spec import FeatureSpec
 from pipeline.features.table import feature_table
 from tests.features.logs import DAY, EVERYTHING, KINDS, Event, frame_of, logs
 from tests.strict_numpy import StrictArray
 from tests.strict_numpy import xp as strict
 
-SPEC = FeatureSpec.from_config(EVERYTHING, KINDS)
+SPEC = replace(
+    FeatureSpec.from_config(EVERYTHING, KINDS), similarity=Similarity(("a", "b"), ((1.0, -0.5), (-0.5, 1.0)))
+)
 HEADS = (
     Head("any", ("unsubscribe", "click"), 3 * DAY),
     Head("matched", ("click", "open", "send"), 2 * DAY, match=True),
