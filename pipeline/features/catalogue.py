@@ -370,29 +370,32 @@ def _presence(log: _Log) -> list[Feature]:
     if log.exposure is None or not log.responses:
         return []
     one, answer = log.exposure, " or ".join(log.responses)
+    families = " and what they lean to among families of campaigns" if log.campaigns else ""
     model = (
         f"of the {one} events before at and what came of them within 3d, by {CLASSES} classes of subscribers with the "
-        "states awake and asleep, learned from everybody before the validation"
+        f"states awake and asleep{families}, learned from everybody before the validation"
     )
-    leaning = ", and by what the subscriber leans to among families of campaigns" if log.campaigns else ""
+    decided = ""
+    if log.campaigns and log.decided:
+        decided = f" of the family of at's campaign (any where it is not known, as in {MASKED:.0%} of training rows)"
     awake = f"the probability of being awake at at, {model}"
-    keen = f"the probability that a {one} event is answered ({answer}) if awake, {model}"
+    keen = f"the probability that a {one} event of any family is answered ({answer}) if awake, {model}"
     made = [
         Feature("presence", "presence", awake, "1", how="awake"),
         Feature("keenness", "presence", keen, "1", how="keen"),
     ]
     for place, kind in enumerate(log.responses):
         answers = " or ".join(log.responses[place:])
-        chance = f"the probability that a {one} event at at is answered ({answers}), {model}{leaning}"
+        chance = f"the probability that a {one} event at at{decided} is answered ({answers}), {model}"
         made.append(Feature(f"{kind}_chance", "presence", chance, "1", kind, how="next"))
     for kind in log.responses[1:]:
         share = f"{kind}_chance / {log.responses[0]}_chance"
         made.append(Feature(f"{kind}_of_{log.responses[0]}_chance", "presence", share, "1", kind, how="share"))
-    if log.campaigns and log.decided:
+    if decided:
         lean = (
-            f"by how much likelier than of other families' campaigns an answer to a {one} event is, of the family of "
-            f"at's campaign, {model}, and how alike families are; 0 where that is not known, as in {MASKED:.0%} of "
-            "training rows, by hash"
+            f"by how much each answer to a {one} event of the family of at's campaign, given the one before, is "
+            f"likelier than class and state say, {model}; 0 where the family is not known, as in {MASKED:.0%} of "
+            "training rows"
         )
         made.append(Feature("family_leaning", "presence", lean, "logits", how="leaning"))
     return made

@@ -3,15 +3,16 @@
 An *exposure* is one of a segment's, in order of time. Two things are followed from one to the next:
 
 - the probability of each class and state, a mixture of two-state chains that move by the whole days between exposures;
-- *leanings*: by how much, in logits, each answer of the subscriber is likelier for an exposure of one family than for
-  others. Gaussian, and zero as long as nothing is known, with the covariance that says how alike families are.
+- *leanings*: by how much, in logits, each answer to an exposure of a family is likelier than class and state say.
+  Gaussian, zero as long as nothing is known, with the covariance that says how alike families are.
 
 What came of an exposure is a *level*, 0 nothing and upwards the deeper reactions; a level counts from the moment it was
 reached, and within HORIZON of the exposure only. Each answer is a step that is taken or not, given the one before: its
 chance in every class and state, shifted by the leaning, tells how likely the classes are now, and its score, averaged
-over them, how the leanings change: one Newton step, as in Fahrmeir 1992, doi:10.1080/01621459.1992.10475232. A step
-that is not taken yet speaks as much as the exposure's age allows, so it weighs differently at each point. See
-``kernels.py`` for what array functions may do; ``compiled_filters.py`` holds the numba twin.
+over them, how the leanings change: one Newton step, as in Fahrmeir 1992, doi:10.1080/01621459.1992.10475232. What a
+level that is no answer says is left to classes and states. A step that is not taken yet speaks as much as the
+exposure's age allows, so it weighs differently at each point. See ``kernels.py`` for what array functions may do;
+``compiled_filters.py`` holds the numba twin.
 """
 
 from __future__ import annotations
@@ -104,13 +105,14 @@ def filtered(
 def _beliefs(xp: Any, exposures: Exposures, chain: Chain, seg: Array, at: Array, begin: Array, end: Array) -> Belief:
     """What is thought of the subscriber at each point, whatever is decided about."""
     starts, ts = exposures.starts, exposures.ts
-    low = int(seg[0])
-    first = starts[low : int(seg[-1]) + 1]
-    settled = begin - first[seg - low]
+    # Of the segments that have points: which each point's is, its first exposure, and how many its last point needs.
+    last = xp.concatenate([seg[1:] != seg[:-1], xp.ones(1, dtype=bool)])
+    mine = xp.cumsum(last) - last
+    last = xp.flatnonzero(last)
+    first = starts[seg[last]]
+    settled = begin - first[mine]
+    number = settled[last]
     # All segments take their t-th exposure at once, the longest first so that those still going are a slice.
-    last = xp.flatnonzero(xp.concatenate([seg[1:] != seg[:-1], xp.ones(1, dtype=bool)]))
-    number = xp.zeros(len(first), dtype=xp.int64)
-    number[seg[last] - low] = settled[last]
     order = xp.argsort(-number, kind="stable")
     place = xp.zeros(len(first), dtype=xp.int64)
     place[order] = xp.arange(len(first), dtype=xp.int64)
@@ -121,21 +123,16 @@ def _beliefs(xp: Any, exposures: Exposures, chain: Chain, seg: Array, at: Array,
     cuts = xp.searchsorted(settled[points], steps, side="left").tolist()
     held, now = _before(xp, chain, len(seg)), _before(xp, chain, len(first))
     for t, (a, b) in enumerate(itertools.pairwise(cuts)):
-        mine = points[a:b]
-        held.put(mine, now.of(place[seg[mine] - low]))
+        held.put(points[a:b], now.of(place[mine[points[a:b]]]))
         if t < most:
             some, active = slice(0, going[t]), order[: going[t]]
             rows = first[active] + t
             now.put(some, _step(xp, exposures, chain, now.of(some), first[active], rows, ts[rows] + HORIZON))
     for young in range(int((end - begin).max())):
-        mine = xp.flatnonzero(begin + young < end)
-        held.put(
-            mine, _step(xp, exposures, chain, held.of(mine), first[seg[mine] - low], begin[mine] + young, at[mine])
-        )
+        some = xp.flatnonzero(begin + young < end)
+        held.put(some, _step(xp, exposures, chain, held.of(some), first[mine[some]], begin[some] + young, at[some]))
     before = xp.maximum(end - 1, 0)
-    gap = (
-        xp.where(end > first[seg - low], days(xp, ts[before], at), 0) if len(ts) else xp.zeros(len(at), dtype=xp.int64)
-    )
+    gap = xp.where(end > first[mine], days(xp, ts[before], at), 0) if len(ts) else xp.zeros(len(at), dtype=xp.int64)
     return held._replace(state=_moved(held.state, chain.moves[gap]))
 
 
@@ -197,7 +194,7 @@ def _likelihood(
 
 
 def _slopes(xp: Any, state: Array, steps: list[Array], given: list[Array], due: list[Array]) -> tuple[Array, Array]:
-    """The derivative of the log likelihood by the leaning, and the information (Fisher's): float64[n] each."""
+    """The derivative of the log likelihood of the answers by the leaning, and its information: float64[n] each."""
     n = len(state)
     score, information = xp.zeros(n, dtype=xp.float64), xp.zeros(n, dtype=xp.float64)
     # Of what came so far, in every class and state: how likely it was, and the derivative of that.

@@ -34,6 +34,7 @@ ROUNDS = 30  # of expectation-maximisation; the likelihood has settled by then
 _IMAGINED = 2.0  # exposures of each class and state, as it is before learning
 _GRID = np.geomspace(0.0015, 0.15, 36)  # of the chances of falling asleep and of waking up in a day that are tried
 _USUAL, _SPREAD = 0.012, 1.5  # and what is expected of them: the median, and the deviation of the logarithm
+MOST = 1 - 1e-6  # of an answer's chance: nobody answers everything for sure
 LEANING = 0.25  # logits: the deviation of leanings between subscribers, before anything is known
 
 
@@ -111,15 +112,18 @@ def chain(xp: Any, spec: Any) -> Chain:
     alone = len(levels) - len(spec.responses)
     reach = np.cumsum(levels[alone:][::-1], axis=0)[::-1]  # each answer or a deeper one
     steps = reach / np.maximum(np.concatenate([np.ones_like(reach[:1]), reach[:-1]]), LEAST)
+    steps = np.minimum(steps, MOST)  # levels are rounded, and may add up to more than 1
     return Chain(*(xp.asarray(a) for a in (start, _moves(change), levels[:alone], steps, delay, _alike(spec))))
 
 
 def _alike(spec: Any) -> np.ndarray:
-    """The covariance of leanings, float64[F, F]: the nearest one to what the likeness of families says."""
+    """The covariance of leanings, float64[F, F]: that nearest to what the likeness of families says."""
     if spec.similarity is None:
         return np.zeros((0, 0))
     values, vectors = np.linalg.eigh(np.array(spec.similarity.weights, dtype=np.float64))
-    return np.asarray(LEANING**2 * (vectors * np.maximum(values, 0)) @ vectors.T)
+    nearest = (vectors * np.maximum(values, 0)) @ vectors.T
+    deviation = np.sqrt(np.diag(nearest))
+    return np.asarray(LEANING**2 * nearest / np.outer(deviation, deviation))
 
 
 def _moves(change: np.ndarray) -> np.ndarray:

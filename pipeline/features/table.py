@@ -211,7 +211,7 @@ class _Decided:
         if context is not None:
             campaign = context.campaigns(part, events, points, request, key, split)
         ops = {f.op for f in spec.features}
-        matched = "match" in ops or (bool(ops & FAMILIES) and part.family is not None)
+        matched = "match" in ops or ("presence" in ops and part.family is not None)
         if matched or spec.sequences is not None:
             hidden = (split == samples.TRAIN) & hashed_share(part.xp, MASKED, MASK, key, points.at)
             if matched:

@@ -236,7 +236,9 @@ def believed(
     mean, cov = np.zeros(0), np.zeros((0, 0))
     if spec.similarity is not None:
         values, vectors = np.linalg.eigh(np.array(spec.similarity.weights))
-        cov = sum(0.25**2 * max(v, 0) * np.outer(u, u) for v, u in zip(values, vectors.T, strict=True))
+        cov = sum(max(v, 0) * np.outer(u, u) for v, u in zip(values, vectors.T, strict=True))
+        scale = 0.25 / np.sqrt(np.diag(cov))
+        cov = cov * np.outer(scale, scale)
         mean = np.zeros(len(values))
     sends = [e for e in seen if e.event == spec.exposure]
     reached = dict.fromkeys(range(len(sends)), 0)

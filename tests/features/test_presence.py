@@ -75,16 +75,44 @@ def test_agrees_with_plain_python(backend: Backend, seed: int, spec: FeatureSpec
 
 
 def test_leanings_by_hand(backend: Backend) -> None:
-    """News opened, its sale not; both within hours, so that the classes hardly matter. Then a third sends each."""
-    sends = [("news-1", 0), ("sale-1", 10), ("trip-1", 20), ("else-1", 21)]
-    log = [Event(1, t * DAY, "send", name, t) for name, t in sends] + [Event(1, 9, "open", "news-1", 9)]
-    found = columns(made(ordered(log), backend, request(), ALIKE), backend, ["family_leaning", "open_chance"])
+    """Opened news speaks for news, against sales, which are unlike them, and a little for trips; a day later only the
+    click is still open. A sale that lies for ten days speaks for news and against trips, which are like sales."""
+    log = [Event(1, 0, "send", "news-1", 0), Event(1, 9, "open", "news-1", 9)]
+    log += [Event(1, t * DAY, "send", name, t) for t, name in ((1, "sale-1"), (11, "trip-1"), (12, "else-1"))]
+    found, plain = (
+        columns(made(ordered(log), backend, request(), spec), backend, ["family_leaning", "open_chance"])
+        for spec in (ALIKE, SPEC)
+    )
+    known, weights = ALIKE.presence, np.array(ALIKE.similarity.weights if ALIKE.similarity else ())
+    assert known is not None
+    values, vectors = np.linalg.eigh(weights)
+    alike = (vectors * np.maximum(values, 0)) @ vectors.T
+    alike = 0.25**2 * alike / np.sqrt(np.outer(alike.diagonal(), alike.diagonal()))
+    now, levels, due = np.array(known.start), np.array(known.levels), known.delay[2][24]
+    opened, clicked = levels[1] + levels[2], levels[2]
+    p, rises = (now * opened).sum(), (now * opened * (1 - opened)).sum()
+    click = (now * clicked).sum() / p
+    deeper = (now * clicked * (2 - opened - clicked / opened)).sum() / p - click * rises / p
+    score = rises / p - due * deeper / (1 - due * click)
+    information = rises**2 / (p * (1 - p)) + due * deeper**2 / (click * (1 - due * click))
     assert found[0, 0] == 0
-    assert found[1, 0] < 0 < found[2, 0] or found[2, 0] < 0  # what is unlike news, and what is like both
-    assert found[3, 0] == 0  # of a family that is not known
-    plain = columns(made(ordered(log), backend, request(), SPEC), backend, ["open_chance"])[:, 0]
-    assert found[1, 1] < plain[1]
-    assert found[3, 1] != plain[3]  # what is thought of the classes hangs on the leanings, too
+    assert found[1, 0] == pytest.approx(alike[1, 0] * score / (1 + information * alike[0, 0]), rel=1e-5)
+    assert score > 0 > found[1, 0]
+    assert found[2, 0] < 0 == found[3, 0]  # the latter is of a family that is not known
+    assert (found[:, 1] < plain[:, 1]).tolist()[1:3] == [True, True]
+    assert found[3, 1] != plain[3, 1]  # what is thought of the classes hangs on the leanings, too
+
+
+def test_who_answers_everything_may_be_silent_once(backend: Backend) -> None:
+    """Levels are rounded, so those of a class may add up to more than 1."""
+    levels = (((1e-4, 1e-4),), ((0.9069, 0.9069),), ((0.09315, 0.09315),))
+    known = Presence(((0.999, 0.001),), ((0.001, 0.5),), levels, ((1.0,) * 73,) * 3)
+    log = [Event(1, t * DAY, "send", f"news-{t}", t) for t in range(0, 40, 4)]
+    for spec in (SPEC, ALIKE):
+        found = columns(made(ordered(log), backend, request(), replace(spec, presence=known)), backend, NAMES)
+        assert np.isfinite(found).all()
+        assert (np.diff(found[:, 2]) <= 0).all()
+        assert ((found[:, :5] >= 0) & (found[:, :5] <= 1)).all()
 
 
 def test_it_learns_what_somebody_leans_to(backend: Backend) -> None:
