@@ -123,7 +123,8 @@ def _own_model(training: Training, data: TrainingData, cluster: Any) -> ClientMo
         spec = replace(spec, sequences=None)  # they were there for kinds that were not chosen
     split = describe(SampleRequest.from_config(config, training.client, training.as_of, "train"))
     if unseen:
-        split += f"; not looked at, since they tell more of the day than of the subscriber: {', '.join(unseen)}"
+        why = "they tell more of the day or the campaign than of the subscriber"
+        split += f"; not looked at, since {why}: {', '.join(unseen)}"
     counts = {"training": data.rows, "validation": len(valid), "hold-out": len(holdout)}
     facts = {"split": split, "rows": counts, "gate": verdict.to_dict(), "not_looked_at": unseen}
     version = registry.save_version(
