@@ -372,8 +372,8 @@ def _presence(log: _Log) -> list[Feature]:
     one, answer = log.exposure, " or ".join(log.responses)
     families = " and what they lean to among families of campaigns" if log.campaigns else ""
     model = (
-        f"of the {one} events before at and what came of them within 3d, by {CLASSES} classes of subscribers with the "
-        f"states awake and asleep{families}, learned from everybody before the validation"
+        f"given the {one} events before at and what came of them within 3d, by {CLASSES} classes of subscribers with "
+        f"the states awake and asleep{families}, learned from everybody before the validation"
     )
     decided = ""
     if log.campaigns and log.decided:
