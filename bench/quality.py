@@ -93,7 +93,7 @@ def table(report: dict[str, Any]) -> str:
     """For each head and contestant: discrimination, share of the ceilings, calibration and seconds."""
     columns = {
         "roc_auc": ("ROC-AUC", 15, ".4f"),
-        "expected_roc_auc": ("expected", 8, ".4f"),
+        "expected_roc_auc": ("expected ROC-AUC", 16, ".4f"),
         "pr_auc": ("PR-AUC", 7, ".4f"),
         "expected_pr_auc": ("expected PR-AUC", 17, ".5f"),
         "of_ideal": ("of ideal", 13, ".1%"),

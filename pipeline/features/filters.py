@@ -163,10 +163,11 @@ def _step(
     # Of each answer: whether it was given, and what share of those to be given would be there by now.
     given = [level > alone + a for a in range(len(steps))]
     due = [xp.where((level > 0) & (level <= alone), 1.0, chain.delay[alone + a][age]) for a in range(len(steps))]
-    score, information = _slopes(xp, state, steps, given, due)
-    state = state * _likelihood(xp, chain, steps, level, age, given, due)
-    state = state / state.reshape(len(rows), -1).sum(axis=1)[:, None, None]
-    return Belief(state, *_leant(xp, belief, family, score, information))
+    now = state * _likelihood(xp, chain, steps, level, age, given, due)
+    now = now / now.reshape(len(rows), -1).sum(axis=1)[:, None, None]
+    if not len(chain.alike):
+        return belief._replace(state=now)
+    return Belief(now, *_leant(xp, belief, family, *_slopes(xp, state, steps, given, due)))
 
 
 def _likelihood(
@@ -215,8 +216,6 @@ def _slopes(xp: Any, state: Array, steps: list[Array], given: list[Array], due: 
 
 def _leant(xp: Any, belief: Belief, family: Array, score: Array, information: Array) -> tuple[Array, Array]:
     """Mean and spread of the leanings after an exposure of ``family`` with this score and information."""
-    if not belief.mean.shape[1]:
-        return belief.mean, belief.spread
     n = xp.arange(len(family))
     column = belief.spread[n, xp.maximum(family, 0)]
     column = xp.where((family == NO_FAMILY)[:, None], 0.0, column)

@@ -19,7 +19,7 @@ from pipeline.features.spec import FeatureSpec
 from pipeline.features.table import feature_table
 from tests.features import oracle
 from tests.features.logs import DAY, Event, by_key_range, frame_of, ordered
-from tests.features.test_families import KINDS, SOURCE, a_log, columns, made, request
+from tests.features.test_families import AS_OF, KINDS, SOURCE, a_log, columns, made, request
 from tests.features.test_portable import StrictBackend
 
 HOUR = DAY // 24
@@ -134,6 +134,20 @@ def test_it_learns_what_somebody_leans_to(backend: Backend) -> None:
     assert len(chance) == 40
     assert chance[:20].mean() > 0.38
     assert chance[20:].mean() < 0.30
+
+
+def test_a_planned_send_sees_what_training_would(backend: Backend) -> None:
+    events = [e for e in a_log(6) if e.event != "unsubscribe"]
+    for campaign in ("sale-77", "never heard of", None):
+        asked = request(purpose="score", campaign=campaign, keys=())
+        scored = columns(made(events, backend, asked, ALIKE), backend, NAMES)
+        trained = []
+        for key in sorted({e.key for e in events}):
+            past = [e for e in events if e.key == key]
+            table = made([*past, Event(key, AS_OF, "send", campaign, 9999)], backend, request(as_of=AS_OF + 1), ALIKE)
+            trained.append(columns(table, backend, NAMES)[-1].tolist())
+        assert scored.tolist() == trained
+        assert (scored[:, -1] != 0).any() == (campaign == "sale-77")
 
 
 def test_partitions_change_nothing_and_the_twin_agrees() -> None:

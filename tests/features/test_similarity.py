@@ -110,6 +110,15 @@ def test_no_likeness_is_found_where_there_is_none(backend: Backend) -> None:
     assert learn(summed([], backend), NAMES) is None
 
 
+def test_families_may_be_liked_each_by_itself() -> None:
+    """Each has a variance of its own, far beyond chance, and no two have anything in common."""
+    found = np.zeros((1, 3, 3, 3), dtype=np.int64)
+    found[0, 0], found[0, 1], found[0, 2] = np.eye(3) * 100 * 2**16, 2**16, 100 * 2**16
+    alone = learn(found, NAMES)
+    assert alone is not None
+    assert np.array(alone.weights).tolist() == np.eye(3).tolist()
+
+
 def test_a_simulated_log_tells_its_topics(tmp_path: Path) -> None:
     """Six topics on a circle: opposite ones are unlike, the more so than neighbours, whatever the partitions."""
     config = Config(name="topics", runs=str(tmp_path), simulate=Simulate(events=150_000, clients=1))
@@ -131,3 +140,7 @@ def test_a_simulated_log_tells_its_topics(tmp_path: Path) -> None:
     assert near > 0.2
     assert far < -0.2
     assert FeatureSpec.from_json(spec.to_json()) == spec
+    presence = config.model_copy(update={"features": config.features.model_copy(update={"groups": ["presence"]})})
+    by_presence, _ = specify(store, client, presence, request)
+    assert by_presence.similarity is not None
+    assert by_presence.similarity.names == spec.similarity.names
